@@ -1,0 +1,45 @@
+"""Plain torch, any device, any differentiation: defines what is right.  Every faster kernel is compared with these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _combine(weights: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * tokens[0]
+    for weight, token in zip(weights[1:], tokens[1:], strict=True):
+        total = total + weight * token
+    return total
+
+
+def polynomial(A: Tensor, heads: Sequence[Tensor], readout: Tensor) -> Tensor:
+    """The equivariant transformer's polynomial.
+
+    Args:
+        A: shape (*, n, n).
+        heads: m tensors of shape (2, h), h = 1 … m: scores and values over A, X₂ … X_h.
+        readout: shape (m + 2), over I, A, X₂ … X_{m+1}.
+
+    Returns:
+        Shape (*, n, n).
+    """
+    tokens = [A]
+    for head in heads:
+        tokens.append(_combine(head[0], tokens) @ _combine(head[1], tokens))
+    identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    return _combine(readout[1:], tokens) + readout[0] * identity
+
+
+def square(X: Tensor, times: int) -> Tensor:
+    """X^(2^times), shape (*, n, n)."""
+    for _ in range(times):
+        X = X @ X
+    return X
+
+
+def exponential(A: Tensor, heads: Sequence[Tensor], readout: Tensor, squarings: int) -> Tensor:
+    """p(A/2^s)^(2^s): scaling, network, squaring (Higham, *Functions of Matrices*, algorithm 10.20)."""
+    return square(polynomial(A * 2.0**-squarings, heads, readout), squarings)
