@@ -13,6 +13,8 @@ FAMILIES: dict[str, str] = {
     "equivariant/expm": "exponential:EquivariantExponential",
     "equivariant/sign": "composition:EquivariantSign",
     "equivariant/sqrtm": "composition:EquivariantSquareRoot",
+    "transformer": "transformer:TransformerNet",
+    "mlp": "mlp:MLPNet",
 }
 
 
