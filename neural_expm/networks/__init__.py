@@ -15,6 +15,7 @@ FAMILIES: dict[str, str] = {
     "equivariant/sqrtm": "composition:EquivariantSquareRoot",
     "transformer": "transformer:TransformerNet",
     "mlp": "mlp:MLPNet",
+    "relu": "relu:ReLUNet",
 }
 
 
