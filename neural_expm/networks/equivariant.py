@@ -76,14 +76,20 @@ class EquivariantTransformer(nn.Module):
 
         Returns:
             For heads 2 … m a (2, h) matrix (scores, values) over A … X_h; last a (1, m + 1) read-out over A … X_{m+1};
-            the read-out of I is :attr:`identity`.  Head 1 is A·A scaled: its scale is part of the later weights.
+            the read-out of I is :attr:`identity`.  The kernels make X₂ = A·A; the scale of head 1 is moved into the
+            weights of X₂.
         """
         key = (dtype, device)
         if key not in self._packed:
-            m = self.products
+            m, scale = self.products, self.scores[0, 0] * self.values[0, 0]
             rows = [torch.stack([self.scores[h, : h + 1], self.values[h, : h + 1]]) for h in range(1, m)]
             rows.append(self.readout[None, 1:])
-            self._packed[key] = [row.detach().to(device=device, dtype=dtype).contiguous() for row in rows]
+            unit = torch.ones(m + 1, dtype=scale.dtype, device=scale.device)
+            unit[1] = scale
+            self._packed[key] = [
+                (row * unit[: row.shape[1]]).detach().to(device=device, dtype=dtype).contiguous()
+                for row in rows
+            ]
         return self._packed[key]
 
     @property

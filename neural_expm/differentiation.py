@@ -1,0 +1,114 @@
+"""Autograd for any matrix function that can compute its value and its Fréchet derivative.
+
+For a primary matrix function with real Taylor coefficients the Fréchet derivative L(A, E) is both:
+
+* forward mode: d f(A)[E] = L(A, E);
+* reverse mode: the adjoint of E ↦ L(A, E) is G ↦ L(Aᴴ, G) (Higham, *Functions of Matrices*, section 3.2).
+
+So one kernel serves both, and no 2n × 2n matrix appears.  Derivatives of L itself come from
+f([[A, E], [0, A]]) = [[f(A), L(A, E)], [0, f(A)]] (Mathias 1996), so the pair of functions below is closed under
+differentiation: backward, double backward, forward mode, torch.func transforms and vmap, nested in any order.
+
+The object that they carry, an :class:`Evaluator`, sees only plain tensors: under a transform torch calls ``forward``
+at the innermost level.  That is what lets the routing look at norms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Evaluator(Protocol):
+    """A matrix function on batches of shape (*, n, n)."""
+
+    def value(self, A: Tensor) -> Tensor:
+        """f(A)."""
+
+    def frechet(self, A: Tensor, E: Tensor) -> Tensor:
+        """L(A, E)."""
+
+    def renewed(self) -> Evaluator:
+        """The same function without anything remembered about a particular A."""
+
+
+def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+class MatrixFunction(torch.autograd.Function):
+    """f(A) with derivatives of every order."""
+
+    @staticmethod
+    def forward(A: Tensor, evaluator: Evaluator) -> Tensor:
+        return evaluator.value(A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Evaluator], output: Tensor) -> None:
+        A, ctx.evaluator = inputs
+        ctx.save_for_backward(A)
+        ctx.save_for_forward(A)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        (A,) = ctx.saved_tensors
+        return Frechet.apply(A.mH, G, ctx.evaluator), None
+
+    @staticmethod
+    def jvp(ctx: Any, E: Tensor, _: None) -> Tensor:
+        (A,) = ctx.saved_tensors
+        return Frechet.apply(A, E, ctx.evaluator)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], A: Tensor, evaluator: Evaluator
+    ) -> tuple[Tensor, int]:
+        return MatrixFunction.apply(_front(A, in_dims[0], info.batch_size), evaluator.renewed()), 0
+
+
+class Frechet(torch.autograd.Function):
+    """L(A, E) with derivatives of every order."""
+
+    @staticmethod
+    def forward(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
+        return evaluator.frechet(A, E)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Evaluator], output: Tensor) -> None:
+        A, E, ctx.evaluator = inputs
+        ctx.save_for_backward(A, E)
+        ctx.save_for_forward(A, E)
+
+    @staticmethod
+    def backward(ctx: Any, H: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        A, E = ctx.saved_tensors
+        n = A.shape[-1]
+        if not ctx.needs_input_grad[0]:
+            return None, Frechet.apply(A.mH, H, ctx.evaluator), None
+        # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
+        M = _block(A, E, A)
+        zero = torch.zeros_like(H)
+        gradient = Frechet.apply(M.mH, _block(zero, H, zero), ctx.evaluator.renewed())
+        return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], None
+
+    @staticmethod
+    def jvp(ctx: Any, dA: Tensor | None, dE: Tensor | None, _: None) -> Tensor:
+        A, E = ctx.saved_tensors
+        n = A.shape[-1]
+        dA = torch.zeros_like(A) if dA is None else dA
+        dE = torch.zeros_like(E) if dE is None else dE
+        return Frechet.apply(_block(A, E, A), _block(dA, dE, dA), ctx.evaluator.renewed())[..., :n, n:]
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, int | None, None], A: Tensor, E: Tensor, evaluator: Evaluator
+    ) -> tuple[Tensor, int]:
+        A, E = (_front(X, dim, info.batch_size) for X, dim in zip((A, E), in_dims[:2], strict=True))
+        return Frechet.apply(A, E, evaluator.renewed()), 0
+
+
+def _block(A: Tensor, E: Tensor, B: Tensor) -> Tensor:
+    """[[A, E], [0, B]]."""
+    return torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), B], -1)], -2)

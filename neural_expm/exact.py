@@ -1,0 +1,259 @@
+"""The exact algorithms: where every matrix goes that no network answers for.
+
+Each function takes a batch (batch, n, n) in float32, float64, complex64 or complex128 and returns the value with a mask
+of the matrices where the function does not exist; ``frechet`` returns the Fréchet derivative.  They are made
+differentiable, to every order, by ``differentiation.py``.  Batched torch does the common case; SciPy's Schur
+decomposition rescues the matrices where an iteration cannot go (defective, badly scaled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor
+
+MAX_ITERATIONS = 60
+# Newton's relative residual beyond which a result is not trusted and goes to the Schur form: a few hundred roundings.
+TRUSTED_RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-12}
+# An eigenvalue this close to the forbidden line, relative to ‖A‖_F, is on it to working precision.
+ON_THE_LINE = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
+def _norm(X: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(X, dim=(-2, -1))
+
+
+def _column(x: Tensor, like: Tensor) -> Tensor:
+    return x[:, None, None].to(like.dtype)
+
+
+# --- exp ---------------------------------------------------------------------------------------------------------------
+
+
+def expm(A: Tensor) -> tuple[Tensor, Tensor]:
+    """e^A by ``torch.linalg.matrix_exp`` (Bader, Blanes, Casas 2019, Mathematics 7(12)); NaN where A is not finite."""
+    A = A.contiguous()
+    finite = torch.isfinite(A).flatten(1).all(1)
+    # matrix_exp sorts matrices by norm and leaves those with a NaN norm unset.
+    result = torch.linalg.matrix_exp(torch.where(finite[:, None, None], A, 0.0))
+    return torch.where(finite[:, None, None], result, torch.nan), torch.zeros_like(finite)
+
+
+def expm_frechet(A: Tensor, E: Tensor) -> Tensor:
+    """L(A, E) as the upper right block of exp([[A, E], [0, A]]) (Mathias 1996, SIAM J. Matrix Anal. Appl. 17(3))."""
+    n = A.shape[-1]
+    block = torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), A], -1)], -2)
+    return expm(block)[0][:, :n, n:]
+
+
+# --- sign --------------------------------------------------------------------------------------------------------------
+
+
+def sign(A: Tensor) -> tuple[Tensor, Tensor]:
+    """sign(A) by Newton's iteration with norm scaling; Schur–Parlett where it does not converge.
+
+    Source: Higham, *Functions of Matrices*, (5.16) with scaling (5.37); algorithm 5.5.
+    """
+    X, inverse, _ = _newton(A)
+    residual = _norm(X @ X - _eye(X)) / _norm(X).square().clamp_min(1.0)
+    commutes = _norm(A @ X - X @ A) / (_norm(A) * _norm(X)).clamp_min(torch.finfo(_real(A.dtype)).tiny)
+    good = torch.maximum(residual, commutes) <= TRUSTED_RESIDUAL[_real(A.dtype)]
+    # N = A·S has its spectrum strictly on the right unless an eigenvalue of A is (nearly) on the axis.
+    near = _norm(A) * _norm(inverse) > 0.01 / torch.finfo(_real(A.dtype)).eps
+    return _rescue(A, X, good & ~near, _sign_schur)
+
+
+def _eye(X: Tensor) -> Tensor:
+    return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
+
+
+def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """X ← ½(μX + (μX)⁻¹) and, beside it, C ← ½(μC + μ⁻¹ X⁻¹CX⁻¹); also A⁻¹ from the first step.
+
+    Each matrix stops for itself, so that no result depends on its neighbours in the batch.
+    """
+    X, first = A.clone(), A.clone()
+    C = None if C is None else C.clone()
+    active = torch.arange(A.shape[0], device=A.device)
+    tolerance = A.shape[-1] * torch.finfo(_real(A.dtype)).eps
+    scaling = torch.ones(A.shape[0], dtype=torch.bool, device=A.device)
+    for iteration in range(MAX_ITERATIONS):
+        if not active.numel():
+            break
+        now = X[active]
+        inverse, _ = torch.linalg.inv_ex(now)
+        if iteration == 0:
+            first = inverse
+        modulus, inverse_modulus = now.abs(), inverse.abs()
+        ratio = (inverse_modulus.sum(-1).amax(-1) * inverse_modulus.sum(-2).amax(-1)) / (
+            modulus.sum(-1).amax(-1) * modulus.sum(-2).amax(-1)
+        )
+        mu = torch.where(scaling[active], ratio.pow(0.25), 1.0)
+        mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
+        after = 0.5 * (_column(mu, now) * now + inverse / _column(mu, now))
+        X[active] = after
+        if C is not None:
+            C[active] = 0.5 * (
+                _column(mu, now) * C[active] + inverse @ C[active] @ inverse / _column(mu, now)
+            )
+        change = _norm(after - now) / _norm(after)
+        # Scaling stops paying once the iteration is in its quadratic phase (Higham, section 5.8).
+        scaling[active] &= change > 1e-2
+        # Quadratic: a change of √tolerance now is one of about tolerance after one more step.
+        finished = ~(change > tolerance) | ~torch.isfinite(change)
+        active = active[~finished]
+    return X, first, C
+
+
+def _sign_triangular(T: np.ndarray) -> np.ndarray:
+    """sign of an upper triangular matrix (Higham, algorithm 5.5)."""
+    n = T.shape[0]
+    U = np.diag(np.where(np.diag(T).real > 0, 1.0, -1.0)).astype(T.dtype)
+    for j in range(1, n):
+        for i in range(j - 1, -1, -1):
+            inner = slice(i + 1, j)
+            if U[i, i] == U[j, j]:
+                U[i, j] = -(U[i, inner] @ U[inner, j]) / (U[i, i] + U[j, j])
+            else:
+                mixed = U[i, inner] @ T[inner, j] - T[i, inner] @ U[inner, j]
+                U[i, j] = (T[i, j] * (U[i, i] - U[j, j]) + mixed) / (T[i, i] - T[j, j])
+    return U
+
+
+def _sign_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
+    T, Z = scipy.linalg.schur(A.astype(np.complex128), output="complex")
+    if np.any(np.abs(np.diag(T).real) <= tolerance * max(np.linalg.norm(T), np.finfo(float).tiny)):
+        return None
+    return Z @ _sign_triangular(T) @ Z.conj().T
+
+
+def sign_frechet(A: Tensor, E: Tensor) -> Tensor:
+    """L of sign: N L + L N = E − S E S with N = A S (Higham, *Functions of Matrices*, theorem 5.3)."""
+    S, undefined = sign(A)
+    S = torch.where(undefined[:, None, None], torch.nan, S)
+    return sylvester(A @ S, E - S @ E @ S)
+
+
+# --- square root -----------------------------------------------------------------------------------------------------
+
+
+def sqrtm(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The principal square root by the product form of the Denman–Beavers iteration; Schur where it does not converge.
+
+    A Hermitian matrix takes its eigenvalues: semidefinite ones have a root that the iteration cannot reach.
+
+    Source: Higham, *Functions of Matrices*, (6.29) with determinantal scaling; algorithm 6.3 (Björck & Hammarling).
+    """
+    hermitian = (A == A.mH).flatten(1).all(1)
+    X = torch.full_like(A, torch.nan)
+    undefined = torch.zeros_like(hermitian)
+    if bool(hermitian.any()):
+        X[hermitian], undefined[hermitian] = _sqrtm_hermitian(A[hermitian])
+    rest = torch.nonzero(~hermitian)[:, 0]
+    if rest.numel():
+        B = A[rest]
+        Y = _denman_beavers(B)
+        good = _norm(Y @ Y - B) / _norm(Y).square() <= TRUSTED_RESIDUAL[_real(A.dtype)]
+        X[rest], undefined[rest] = _rescue(B, Y, good, _sqrtm_schur)
+    return X, undefined
+
+
+def _sqrtm_hermitian(A: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(A)
+    # Rounding makes the zero eigenvalues of a semidefinite matrix slightly negative.
+    tolerance = A.shape[-1] * torch.finfo(values.dtype).eps * values.abs().amax(-1)
+    undefined = values[:, 0] < -tolerance
+    roots = values.clamp_min(0.0).sqrt().to(A.dtype)
+    return (vectors * roots[:, None, :]) @ vectors.mH, undefined
+
+
+def _denman_beavers(A: Tensor) -> Tensor:
+    n = A.shape[-1]
+    eye = _eye(A)
+    X, M = A.clone(), A.clone()
+    active = torch.arange(A.shape[0], device=A.device)
+    scaling = torch.ones(A.shape[0], dtype=torch.bool, device=A.device)
+    tolerance = n * torch.finfo(_real(A.dtype)).eps
+    for _ in range(MAX_ITERATIONS):
+        if not active.numel():
+            break
+        now = M[active]
+        inverse, _ = torch.linalg.inv_ex(now)
+        logdet = torch.linalg.slogdet(now).logabsdet
+        mu = torch.where(scaling[active], torch.exp(-logdet / (2 * n)), 1.0)
+        mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
+        c = _column(mu, now)
+        X[active] = 0.5 * c * X[active] @ (eye + inverse / c**2)
+        after = 0.5 * (eye + 0.5 * (c**2 * now + inverse / c**2))
+        M[active] = after
+        distance = _norm(after - eye)
+        scaling[active] &= distance > 1e-2
+        active = active[
+            (distance > tolerance) & torch.isfinite(distance) & ((after - now).flatten(1).abs().amax(1) > 0)
+        ]
+    return X
+
+
+def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
+    values = np.linalg.eigvals(A)
+    size = max(np.linalg.norm(A), np.finfo(float).tiny)
+    if np.any((values.real <= tolerance * size) & (np.abs(values.imag) <= tolerance * size)):
+        return None
+    return scipy.linalg.sqrtm(A)
+
+
+def sqrtm_frechet(A: Tensor, E: Tensor) -> Tensor:
+    """L of the square root: X L + L X = E (Higham, *Functions of Matrices*, section 6.1)."""
+    X, undefined = sqrtm(A)
+    return sylvester(torch.where(undefined[:, None, None], torch.nan, X), E)
+
+
+# --- shared ------------------------------------------------------------------------------------------------------------
+
+
+def sylvester(N: Tensor, C: Tensor) -> Tensor:
+    """L with N L + L N = C for N with its spectrum in the open right half-plane.
+
+    Newton for the sign of [[N, C], [0, −N]], blockwise (Roberts 1980, Int. J. Control 32(4)); Bartels–Stewart
+    (``scipy.linalg.solve_sylvester``) where its residual is not small.
+    """
+    L = 0.5 * _newton(N, C)[2]
+    residual = _norm(N @ L + L @ N - C) / (_norm(N) * _norm(L) + _norm(C)).clamp_min(1e-300)
+    known = torch.isfinite(N).flatten(1).all(1) & torch.isfinite(C).flatten(1).all(1)
+    for i in torch.nonzero(known & ~(residual <= TRUSTED_RESIDUAL[_real(N.dtype)])).flatten().tolist():
+        left, right = (X[i].detach().cpu().numpy() for X in (N, C))
+        L[i] = torch.from_numpy(np.asarray(scipy.linalg.solve_sylvester(left, left, right))).to(L)
+    return torch.where(known[:, None, None], L, torch.nan)
+
+
+def _rescue(
+    A: Tensor, X: Tensor, good: Tensor, schur: Callable[[np.ndarray, float], np.ndarray | None]
+) -> tuple[Tensor, Tensor]:
+    """Recompute, one by one in float64, what the iteration did not settle; say where the function does not exist."""
+    undefined = torch.zeros_like(good)
+    finite = torch.isfinite(A).flatten(1).all(1)
+    X = torch.where(finite[:, None, None], X, torch.nan)
+    for i in torch.nonzero(finite & ~good).flatten().tolist():
+        wide = torch.complex128 if A.is_complex() else torch.float64
+        result = schur(A[i].to(wide).cpu().numpy(), ON_THE_LINE[_real(A.dtype)])
+        if result is None or not np.isfinite(result).all():
+            undefined[i] = True
+        else:
+            root = torch.from_numpy(np.ascontiguousarray(result))
+            X[i] = (root if A.is_complex() else root.real).to(X)
+    return X, undefined
+
+
+VALUE: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"expm": expm, "sign": sign, "sqrtm": sqrtm}
+FRECHET: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "expm": expm_frechet,
+    "sign": sign_frechet,
+    "sqrtm": sqrtm_frechet,
+}

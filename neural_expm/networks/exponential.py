@@ -1,0 +1,225 @@
+"""exp by tiers of equivariant transformers: per matrix, a norm bound picks the depth m and the squarings s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..differentiation import MatrixFunction
+from ..domain import Reason, norm_bound
+from ..errors import CheckpointError
+from ..kernels import eager, reference
+from .equivariant import EquivariantTransformer
+from .ladder import MAJORANT_RATIO, Ladder, Rung
+
+# From this n on A² is formed before the depth is chosen: its norm is the sharper guide and the product is needed anyway.
+SQUARE_FIRST_N = 16
+TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
+
+
+@dataclass
+class Plan:
+    """Who computes what: groups of rows with one rung each, and what the report says."""
+
+    groups: list[tuple[Rung, Tensor | None]]
+    levels: Tensor | int
+    ladder: Ladder
+    norm: Tensor
+    reason: Tensor | None = None  # None: every matrix is inside
+    squares: Tensor | None = None
+    details: dict[str, Tensor] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Tensor]:
+        """``bound``, ``products`` and ``squarings`` of each matrix, as computed (after merging of groups)."""
+        if not self.details:
+            shape, device = self.norm.shape, self.norm.device
+            bound = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+            products = torch.zeros(shape, dtype=torch.int64, device=device)
+            squarings = torch.zeros(shape, dtype=torch.int64, device=device)
+            for rung, rows in self.groups:
+                at = slice(None) if rows is None else rows
+                bound[at], products[at], squarings[at] = rung.bound, rung.products, rung.squarings
+            self.details = {"bound": bound, "products": products, "squarings": squarings}
+        return self.details
+
+
+class EquivariantExponential(nn.Module):
+    """exp(A) for any n, any batch shape, real or complex; exact weights, certified error.
+
+    Args:
+        tiers: for each tier ``products``, ``radius`` (certified ‖A‖₂), ``majorant_radius`` (certified
+            β = ‖A²‖^{1/2}, see ``certificate.py``) and ``epsilon``.
+        max_squarings: the domain ends at the deepest tier's radius times 2 to this power.
+
+    Calling the module takes every input for inside the domain (``outside="trust"``) and is differentiable.
+
+    Classical equivalent: ``torch.linalg.matrix_exp``.  Source: DESIGN section 4; scaling and squaring as in Higham,
+    *Functions of Matrices*, section 10.3.
+    """
+
+    family = "equivariant"
+    function = "expm"
+
+    def __init__(self, tiers: list[dict[str, Any]], max_squarings: int) -> None:
+        super().__init__()
+        self.config = {"tiers": tiers, "max_squarings": max_squarings}
+        self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
+        self.ladder = Ladder(
+            [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers], max_squarings
+        )
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> EquivariantExponential:
+        """Rebuild from ``config``.
+
+        Raises:
+            CheckpointError: a key is unknown or missing, a radius is not positive, or the tiers are not increasing.
+        """
+        tiers = config.get("tiers")
+        if (
+            set(config) != {"tiers", "max_squarings"}
+            or not tiers
+            or any(set(tier) != TIER_KEYS for tier in tiers)
+        ):
+            raise CheckpointError(
+                f"equivariant exponential: configuration needs max_squarings and tiers with {sorted(TIER_KEYS)}"
+            )
+        radii = [tier["radius"] for tier in tiers]
+        if (
+            not all(0 < a < b for a, b in zip([1e-300, *radii], radii, strict=False))
+            or not 0 <= config["max_squarings"] <= 20
+        ):
+            raise CheckpointError(
+                f"equivariant exponential: radii {radii} must increase, squarings be 0 to 20"
+            )
+        return cls(**config)
+
+    @property
+    def radius(self) -> float:
+        """Largest norm bound that any rung serves."""
+        return self.ladder.radius
+
+    # --- choosing --------------------------------------------------------------------------------------------------
+
+    def plan(self, A: Tensor, trust: bool = False) -> Plan:
+        """Pick a rung for each matrix.
+
+        Args:
+            A: shape (batch, n, n).
+            trust: never call a matrix outside: what no rung serves gets the last one.
+        """
+        n = A.shape[-1]
+        norm = norm_bound(A)
+        squares = None
+        if n >= SQUARE_FIRST_N and A.shape[0]:
+            squares = torch.bmm(A, A)
+            levels = self._sharper_levels(A, squares, norm)
+        else:
+            levels = None
+        if A.shape[0] == 1 or levels is None:
+            low, high = (float(x) for x in torch.aminmax(norm)) if A.shape[0] else (0.0, 0.0)
+            if levels is None:
+                first, last = self.ladder.level(low), self.ladder.level(high)
+            else:
+                first = last = int(levels)
+            if first == last < len(self.ladder.rungs):
+                return Plan([(self.ladder.rungs[last], None)], last, self.ladder, norm, squares=squares)
+        if levels is None:
+            levels = self.ladder.levels(norm)
+        return self._grouped(levels, norm, n, squares, trust)
+
+    def _sharper_levels(self, A: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
+        frobenius = torch.linalg.vector_norm(A, dim=(-2, -1))
+        root = torch.linalg.vector_norm(squares, dim=(-2, -1)).sqrt()
+        return torch.minimum(self.ladder.levels(norm), self.ladder.majorant_levels(root, frobenius))
+
+    def _grouped(self, levels: Tensor, norm: Tensor, n: int, squares: Tensor | None, trust: bool) -> Plan:
+        rungs = self.ladder.rungs
+        reason = None
+        counts = torch.bincount(levels, minlength=len(rungs) + 1).tolist()
+        if counts[-1] and trust:
+            levels = levels.clamp_max(len(rungs) - 1)
+            counts = [*counts[:-2], counts[-2] + counts[-1]]
+        elif counts[-1]:
+            outside = levels == len(rungs)
+            code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
+            reason = torch.where(outside, code, int(Reason.INSIDE)).to(torch.uint8)
+        groups: list[tuple[Rung, Tensor | None]] = []
+        merged = self.ladder.group(counts[: len(rungs)], n)
+        for first, last in merged:
+            if len(merged) == 1 and reason is None:
+                rows = None
+            else:
+                rows = torch.nonzero((levels >= first) & (levels <= last))[:, 0]
+            groups.append((rungs[last], rows))
+        return Plan(groups, levels, self.ladder, norm, reason, squares)
+
+    # --- computing -------------------------------------------------------------------------------------------------
+
+    def run(self, A: Tensor, trust: bool = False, plan: Plan | None = None) -> tuple[Tensor, Plan]:
+        """exp of the matrices inside; rows outside are left unset and named in ``plan.reason``.
+
+        Args:
+            A: shape (batch, n, n), float32/float64/complex64/complex128.
+        """
+        plan = plan or self.plan(A, trust)
+        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        for rung, rows in plan.groups:
+            tier = self.tiers[rung.tier]
+            weights = tier.packed(A.real.dtype if A.is_complex() else A.dtype, A.device)
+            eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+        plan.squares = None
+        return out, plan
+
+    def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
+        """L(A, E) of the matrices inside; rows outside are left unset."""
+        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        for rung, rows in plan.groups:
+            tier = self.tiers[rung.tier]
+            weights = tier.packed(A.real.dtype if A.is_complex() else A.dtype, A.device)
+            eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+        return out
+
+    def symbolic(self, A: Tensor) -> Tensor:
+        """exp(A) with no data-dependent control flow: what ``torch.compile`` and ``torch.export`` trace.
+
+        The deepest tier for all, squarings by mask.  A matrix beyond the domain comes back NaN, never wrong.
+        """
+        rung = self.ladder.rungs[-1]
+        norm = norm_bound(A)
+        deepest = self.ladder.radius / 2**rung.squarings
+        times = torch.ceil(torch.log2((norm / deepest).clamp_min(1.0)))
+        X = self.tiers[rung.tier](A * torch.exp2(-times)[..., None, None].to(A.dtype))
+        for k in range(rung.squarings):
+            X = torch.where((times > k)[..., None, None], X @ X, X)
+        return torch.where((norm <= self.ladder.radius)[..., None, None], X, torch.nan)
+
+    def forward(self, A: Tensor) -> Tensor:
+        """exp(A), shape (*, n, n)."""
+        if torch.compiler.is_compiling():
+            return self.symbolic(A)
+        return MatrixFunction.apply(A, Trusted(self))
+
+
+class Trusted:
+    """Evaluator of a network that takes every matrix for inside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def value(self, A: Tensor) -> Tensor:
+        return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
+
+    def frechet(self, A: Tensor, E: Tensor) -> Tensor:
+        flat = A.reshape(-1, *A.shape[-2:])
+        plan = self.network.plan(flat, trust=True)
+        return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
+
+    def renewed(self) -> Trusted:
+        return self
+
+
+__all__ = ["MAJORANT_RATIO", "EquivariantExponential", "Plan", "Trusted"]

@@ -1,0 +1,119 @@
+"""From a norm bound to (products, squarings): the cheapest rung that keeps the promise, and which rows share one."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Cost model behind merging small groups, nanoseconds on one CPU core; only the ratios matter.  A group costs its torch
+# calls (GROUP) whatever its size; a product costs PRODUCT + FLOP·n³ a matrix.  Measured by benchmarks/layouts.py.
+GROUP_NS = 120_000.0
+PRODUCT_NS = 20.0
+FLOP_NS = 0.1
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to evaluate: a tier of the network, then s squarings.
+
+    Attributes:
+        tier: index of the tier.
+        products: its matrix products m.
+        squarings: s.
+        radius: largest ‖A‖₂ (disc bound).
+        majorant_radius: largest β = ‖A²‖^{1/2} while ‖A‖ ≤ MAJORANT_RATIO · β (majorant bound).
+        bound: relative error (1 + ε)^{2^s} − 1 before rounding.
+    """
+
+    tier: int
+    products: int
+    squarings: int
+    radius: float
+    majorant_radius: float
+    bound: float
+
+    @property
+    def cost(self) -> int:
+        """Matrix products in all."""
+        return self.products + self.squarings
+
+
+MAJORANT_RATIO = 8.0
+
+
+class Ladder:
+    """Rungs of increasing radius and cost.
+
+    Args:
+        tiers: (products, radius, majorant radius, ε) of each tier, shallow to deep.
+        max_squarings: the last rung is the deepest tier with this many squarings.
+    """
+
+    def __init__(self, tiers: Sequence[tuple[int, float, float, float]], max_squarings: int) -> None:
+        candidates = [
+            Rung(i, m, s, radius * 2**s, majorant * 2**s, (1 + epsilon) ** (2**s) - 1)
+            for i, (m, radius, majorant, epsilon) in enumerate(tiers)
+            for s in range(max_squarings + 1)
+        ]
+        # Fewer squarings first among equals: they amplify rounding.
+        candidates.sort(key=lambda rung: (rung.cost, rung.squarings))
+        self.rungs: list[Rung] = []
+        for rung in candidates:
+            if not self.rungs or rung.radius > self.rungs[-1].radius * 1.001:
+                if self.rungs and self.rungs[-1].cost == rung.cost:
+                    self.rungs.pop()
+                self.rungs.append(rung)
+        self.radii = [rung.radius for rung in self.rungs]
+        self.majorant_radii = [
+            max(rung.majorant_radius for rung in self.rungs[: i + 1]) for i in range(len(self.rungs))
+        ]
+
+    @property
+    def radius(self) -> float:
+        """Norm of the largest matrix that any rung serves."""
+        return self.radii[-1]
+
+    def level(self, norm: float) -> int:
+        """The first rung whose radius is at least ``norm``; ``len(rungs)`` where none is, or for NaN."""
+        return bisect_left(self.radii, norm) if norm <= self.radius else len(self.rungs)
+
+    def levels(self, norm: Tensor) -> Tensor:
+        """:meth:`level` for each entry of a real tensor."""
+        radii = torch.tensor(self.radii, dtype=norm.dtype, device=norm.device)
+        return torch.where(norm.isnan(), len(self.rungs), torch.bucketize(norm, radii))
+
+    def majorant_levels(self, root: Tensor, norm: Tensor) -> Tensor:
+        """The first rung for β = ``root`` under the majorant bound; ``len(rungs)`` where ‖A‖ is too far above β."""
+        radii = torch.tensor(self.majorant_radii, dtype=root.dtype, device=root.device)
+        usable = norm <= MAJORANT_RATIO * root
+        return torch.where(usable, torch.bucketize(root, radii), len(self.rungs))
+
+    def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
+        """Which neighbouring levels to compute together: a dynamic programme over the cost model.
+
+        Args:
+            counts: matrices at each level.
+
+        Returns:
+            (first, last) levels of each group, to be computed at the last one's rung.
+        """
+        per_product = PRODUCT_NS + FLOP_NS * n**3
+        used = [level for level, count in enumerate(counts) if count]
+        best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first k used levels, start of the last group
+        for k in range(1, len(used) + 1):
+            rung = self.rungs[used[k - 1]]
+            options = []
+            for j in range(k):
+                matrices = sum(counts[level] for level in used[j:k])
+                options.append((best[j][0] + GROUP_NS + matrices * rung.cost * per_product, j))
+            best.append(min(options))
+        groups, k = [], len(used)
+        while k:
+            j = best[k][1]
+            groups.append((used[j], used[k - 1]))
+            k = j
+        return groups[::-1]
