@@ -136,8 +136,9 @@ class SignFrame(HomogeneousFrame):
     """sign: residual of a baseline B, Riccati steps X ← X − t(XBX − B), one last Newton–Schulz product.
 
     A is divided by c = (‖A²‖_F²/n)^{1/4}, so that symmetric A has eigenvalues of fourth-power mean one, none
-    above n^{1/4}. The baseline is an odd polynomial, then ``newton`` steps X ← ½(X + X⁻¹) (Higham 2008,
-    section 5.3), which polynomials need where complex eigenvalues come near the imaginary axis.
+    above n^{1/4}. The baseline is an odd polynomial, and if ``rational`` a Newton step X ← ½(X + X⁻¹) and its
+    reciprocal X ← 2X(I + X²)⁻¹ (Higham 2008, section 5.3): polynomials are helpless where complex eigenvalues
+    come near the imaginary axis, and the reciprocal brings back what Newton threw far out.
 
     An error E of X ≈ sign(A) need not commute with A, and Newton–Schulz squares only the part that does. The
     Riccati step contracts every part: B commutes with A, so XBX − B = EH + HE + O(E²) with H = B·sign(A),
@@ -150,17 +151,19 @@ class SignFrame(HomogeneousFrame):
         coefficients: list[float],
         scale: float,
         steps: list[float],
-        newton: int = 0,
+        rational: bool = False,
         symmetric: bool = False,
     ):
         super().__init__(scale, steps, symmetric)
-        self.powers, self.coefficients, self.newton = powers, coefficients, newton
+        self.powers, self.coefficients, self.rational = powers, coefficients, rational
 
     def prepare(self, matrices: Tensor) -> Prepared:
         unit = matrices / fourth_mean(matrices)
         baseline = polynomial(unit, self.powers, self.coefficients)
-        for _ in range(self.newton):
-            baseline = 0.5 * (baseline + torch.linalg.inv(baseline))
+        if self.rational:
+            identity = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
+            newton = 0.5 * (baseline + torch.linalg.inv(baseline))
+            baseline = 2 * torch.linalg.solve(identity + newton @ newton, newton)
         return self._prepared(unit, baseline, None)
 
     def finish(self, prepared: Prepared, residual: Tensor | None, polish: bool = True) -> Tensor:

@@ -13,6 +13,7 @@ _PACKAGE = "neural_expm.training"
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": (f"{_PACKAGE}.datasets:main", "write and verify data sets with known reference values"),
     "fit": (f"{_PACKAGE}.fit:main", "train an encoder–decoder transformer or an MLP"),
+    "ship": (f"{_PACKAGE}.shipping:main", "store a finished run as a checkpoint, measured, in the manifest"),
     "evaluate": (f"{_PACKAGE}.evaluate:main", "measure a checkpoint: quantiles, conformal bounds, gradients"),
     "study": (f"{_PACKAGE}.study:main", "compare encodings, functions and families on equal budgets"),
     "equivariant": (f"{_PACKAGE}.equivariant:main", "fit and certify an equivariant network"),

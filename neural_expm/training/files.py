@@ -38,11 +38,13 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_aside(path, lambda aside: _write_text(aside, json.dumps(value, indent=1) + "\n"))
+    write_aside(
+        path, lambda aside: _write_text(aside, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    )
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:

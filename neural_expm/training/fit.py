@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -92,26 +93,36 @@ class Run:
     def state_file(self) -> Path:
         return self.folder / "state.pt"
 
-    def advance(self) -> float:
-        """Make one optimiser step; returns the loss of the batch."""
+    def loss(self, rank: int) -> Tensor:
+        """Return the loss on the batch that process ``rank`` draws at this step."""
         config = self.config
-        matrices, values = draw(config, self.step, self.rank, config.batch // self.processes)
+        matrices, values = draw(config, self.step, rank, config.batch // self.processes)
         matrices, values = matrices.float(), values.float()
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(config, self.step)
-        self.net.zero_grad(set_to_none=True)
         low = config.precision == "bfloat16"
         with torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext():
             output = self.net(matrices)
         error = relative_error(output.float(), values)
-        loss = (error.log1p() if config.loss == "log1p" else error).mean()
+        return (error.log1p() if config.loss == "log1p" else error).mean()
+
+    def advance(self) -> float:
+        """Make one optimiser step; returns the loss of the batch."""
+        self.net.zero_grad(set_to_none=True)
+        loss = self.loss(self.rank)
         loss.backward()
         value = self._share_gradients(loss.detach())
-        if not math.isfinite(value):
+        self._update(value)
+        return value
+
+    def _update(self, loss: float) -> None:
+        """Move the weights along the gradients that ``backward`` left, and the average after them."""
+        config = self.config
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"{config.name}: the loss is {value} at step {self.step}; lower learning_rate "
+                f"{config.name}: the loss is {loss} at step {self.step}; lower learning_rate "
                 f"(now {config.learning_rate}) and start again from {self.state_file}"
             )
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(config, self.step)
         nn.utils.clip_grad_norm_(self.net.parameters(), config.clip)
         self.optimiser.step()
         self.step += 1
@@ -119,7 +130,6 @@ class Run:
         keep = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.net.parameters()), 1 - keep)
-        return value
 
     def _share_gradients(self, loss: Tensor) -> float:
         """Average loss and gradients over the processes of a data-parallel run."""
@@ -161,7 +171,7 @@ class Run:
         try:
             state = torch.load(self.state_file, weights_only=True)
             saved = state["config"]
-        except (OSError, RuntimeError, KeyError, EOFError) as error:
+        except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError) as error:
             raise TrainingError(
                 f"{self.state_file} is not a saved run: {error}; delete it to start over"
             ) from error
