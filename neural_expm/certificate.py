@@ -163,7 +163,7 @@ class ExponentialError:
 
 @lru_cache(maxsize=64)
 def _half_plane_minimum(coefficients: tuple[float, ...], radius: float) -> float:
-    """min over θ of Re p(ρe^{iθ})/(ρ cos θ) for odd p of degree ≤ 5; exact up to rounding."""
+    """Min over θ of Re p(ρe^{iθ})/(ρ cos θ) for odd p of degree ≤ 5; exact up to rounding."""
     a, b, c = (*coefficients, 0.0, 0.0)[:3]
     b, c = b * radius**2, c * radius**4
     # cos 3θ / cos θ = 4t − 3 and cos 5θ / cos θ = 16t² − 20t + 5 with t = cos² θ in [0, 1]

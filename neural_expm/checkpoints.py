@@ -159,6 +159,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
+        os.chmod(
+            temporary, 0o644
+        )  # a temporary file is private; weights are read by every user of a site-packages
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):

@@ -113,7 +113,7 @@ def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor 
 
 
 def _sign_triangular(T: np.ndarray) -> np.ndarray:
-    """sign of an upper triangular matrix (Higham, algorithm 5.5)."""
+    """Sign of an upper triangular matrix (Higham, algorithm 5.5)."""
     n = T.shape[0]
     U = np.diag(np.where(np.diag(T).real > 0, 1.0, -1.0)).astype(T.dtype)
     for j in range(1, n):
@@ -151,7 +151,7 @@ def sqrtm(A: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Higham, *Functions of Matrices*, (6.29) with determinantal scaling; algorithm 6.3 (Björck & Hammarling).
     """
-    hermitian = (A == A.mH).flatten(1).all(1)
+    hermitian = (A.mH == A).flatten(1).all(1)
     X = torch.full_like(A, torch.nan)
     undefined = torch.zeros_like(hermitian)
     if bool(hermitian.any()):

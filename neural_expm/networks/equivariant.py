@@ -95,7 +95,7 @@ class EquivariantTransformer(nn.Module):
     @property
     def identity(self) -> float:
         """The read-out weight of X₀ = I."""
-        return float(self.readout[0])
+        return float(self.readout[0].detach())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

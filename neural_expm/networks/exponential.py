@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..differentiation import MatrixFunction
 from ..domain import Reason, norm_bound
-from ..errors import CheckpointError
-from ..kernels import eager, reference
+from ..errors import CheckpointError, InputError
+from ..kernels import eager
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder, Rung
+from .ladder import Ladder, Rung
 
 # From this n on A² is formed before the depth is chosen: its norm is the sharper guide and the product is needed anyway.
 SQUARE_FIRST_N = 16
@@ -53,6 +53,7 @@ class EquivariantExponential(nn.Module):
         tiers: for each tier ``products``, ``radius`` (certified ‖A‖₂), ``majorant_radius`` (certified
             β = ‖A²‖^{1/2}, see ``certificate.py``) and ``epsilon``.
         max_squarings: the domain ends at the deepest tier's radius times 2 to this power.
+        rtol: leave out what promises less than this.
 
     Calling the module takes every input for inside the domain (``outside="trust"``) and is differentiable.
 
@@ -63,12 +64,14 @@ class EquivariantExponential(nn.Module):
     family = "equivariant"
     function = "expm"
 
-    def __init__(self, tiers: list[dict[str, Any]], max_squarings: int) -> None:
+    def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
         self.config = {"tiers": tiers, "max_squarings": max_squarings}
         self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
         self.ladder = Ladder(
-            [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers], max_squarings
+            [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
+            max_squarings,
+            rtol,
         )
 
     @classmethod
@@ -157,10 +160,16 @@ class EquivariantExponential(nn.Module):
             groups.append((rungs[last], rows))
         return Plan(groups, levels, self.ladder, norm, reason, squares)
 
+    def outcome(self, A: Tensor, trust: bool = False) -> Plan:
+        """What :meth:`run` would report, nothing computed."""
+        plan = self.plan(A, trust)
+        plan.squares = None
+        return plan
+
     # --- computing -------------------------------------------------------------------------------------------------
 
     def run(self, A: Tensor, trust: bool = False, plan: Plan | None = None) -> tuple[Tensor, Plan]:
-        """exp of the matrices inside; rows outside are left unset and named in ``plan.reason``.
+        """Exp of the matrices inside; rows outside are left unset and named in ``plan.reason``.
 
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
@@ -204,6 +213,29 @@ class EquivariantExponential(nn.Module):
         return MatrixFunction.apply(A, Trusted(self))
 
 
+def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantExponential:
+    """One network with the tiers of several, and only the rungs whose promise is at most ``rtol``.
+
+    Raises:
+        InputError: no tier promises so much.
+    """
+    tiers = [
+        (config, tier)
+        for network in networks
+        for config, tier in zip(network.config["tiers"], network.tiers, strict=True)
+    ]
+    best = min(config["epsilon"] for config, _ in tiers)
+    if rtol < best:
+        raise InputError(
+            f"expm: rtol={rtol:g} is below what any network promises ({best:g}); use torch.linalg.matrix_exp"
+        )
+    tiers.sort(key=lambda pair: (pair[0]["radius"], pair[0]["products"]))
+    squarings = max(network.config["max_squarings"] for network in networks)
+    result = EquivariantExponential([config for config, _ in tiers], squarings, rtol)
+    result.tiers = nn.ModuleList(tier for _, tier in tiers)
+    return result.eval().requires_grad_(False)
+
+
 class Trusted:
     """Evaluator of a network that takes every matrix for inside."""
 
@@ -220,6 +252,3 @@ class Trusted:
 
     def renewed(self) -> Trusted:
         return self
-
-
-__all__ = ["MAJORANT_RATIO", "EquivariantExponential", "Plan", "Trusted"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,22 +46,31 @@ class Rung:
 MAJORANT_RATIO = 8.0
 
 
+def after_squaring(epsilon: float, squarings: int) -> float:
+    """(1 + ε)^{2^s} − 1, without cancellation."""
+    return math.expm1(2**squarings * math.log1p(epsilon))
+
+
 class Ladder:
     """Rungs of increasing radius and cost.
 
     Args:
         tiers: (products, radius, majorant radius, ε) of each tier, shallow to deep.
         max_squarings: the last rung is the deepest tier with this many squarings.
+        rtol: no rung whose bound is above this.
     """
 
-    def __init__(self, tiers: Sequence[tuple[int, float, float, float]], max_squarings: int) -> None:
+    def __init__(
+        self, tiers: Sequence[tuple[int, float, float, float]], max_squarings: int, rtol: float = float("inf")
+    ) -> None:
         candidates = [
-            Rung(i, m, s, radius * 2**s, majorant * 2**s, (1 + epsilon) ** (2**s) - 1)
+            Rung(i, m, s, radius * 2**s, majorant * 2**s, after_squaring(epsilon, s))
             for i, (m, radius, majorant, epsilon) in enumerate(tiers)
             for s in range(max_squarings + 1)
+            if after_squaring(epsilon, s) <= rtol
         ]
-        # Fewer squarings first among equals: they amplify rounding.
-        candidates.sort(key=lambda rung: (rung.cost, rung.squarings))
+        # Among equals the one that reaches farther; then fewer squarings, which amplify rounding.
+        candidates.sort(key=lambda rung: (rung.cost, -rung.squarings))
         self.rungs: list[Rung] = []
         for rung in candidates:
             if not self.rungs or rung.radius > self.rungs[-1].radius * 1.001:

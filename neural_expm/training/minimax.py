@@ -83,27 +83,31 @@ def _damped_step(jacobian: Tensor, residual: Tensor, damping: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(R, Q.mT @ r[:, :, None], upper=True)[:, :, 0] / scale
 
 
-def fit(theta: Tensor, products: int, radius: float, steps: int) -> tuple[Tensor, Tensor]:
+def fit(
+    theta: Tensor, products: int, radius: float, steps: int, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Levenberg–Marquardt from each start, in float64.
 
     Args:
         theta: (starts, weights).
+        weight: (starts, points) of the least-squares problem; None for equal ones.
 
     Returns:
         The fitted weights and ε on the grid, (starts,); inf where a start broke down.
     """
     z = _circle(products, radius)
     inverse = torch.exp(-z)
+    weight = torch.ones(theta.shape[0], z.shape[0], dtype=torch.float64) if weight is None else weight
 
     def residual_of(t: Tensor) -> Tensor:
-        return evaluate(t, z, products, False)[0] * inverse - 1
+        return (evaluate(t, z, products, False)[0] * inverse - 1) * weight
 
     damping = torch.full((theta.shape[0],), 1e-3, dtype=torch.float64)
     residual = residual_of(theta)
     cost = residual.abs().square().mean(1)
     for _ in range(steps):
         jacobian = evaluate(theta, z, products, True)[1]
-        step = _damped_step((jacobian * inverse).transpose(1, 2), residual, damping)
+        step = _damped_step((jacobian * (inverse * weight)[:, None]).transpose(1, 2), residual, damping)
         trial = theta - step
         trial_residual = residual_of(trial)
         trial_cost = trial_residual.abs().square().mean(1)
@@ -112,7 +116,34 @@ def fit(theta: Tensor, products: int, radius: float, steps: int) -> tuple[Tensor
         residual = torch.where(better[:, None], trial_residual, residual)
         cost = torch.where(better, trial_cost, cost)
         damping = torch.where(better, damping * 0.2, damping * 5).clamp(1e-30, 1e8)
-    return theta, torch.nan_to_num(residual.abs().amax(1), nan=math.inf)
+    return theta, torch.nan_to_num((residual / weight).abs().amax(1), nan=math.inf)
+
+
+def equalise(theta: Tensor, products: int, radius: float, rounds: int = 12) -> tuple[Tensor, Tensor]:
+    """From least squares to minimax: Lawson's re-weighting, which gives weight to the points of large error.
+
+    Args:
+        theta: (starts, weights), fitted.
+
+    Returns:
+        The weights of the smallest ε met on the way, and that ε, (starts,).
+
+    Source: Lawson (1961); Ellacott & Williams (1976), SIAM J. Numer. Anal. 13(1), for complex approximation.
+    """
+    z = _circle(products, radius)
+    inverse = torch.exp(-z)
+    weight = torch.ones(theta.shape[0], z.shape[0], dtype=torch.float64)
+    theta, epsilon = fit(theta, products, radius, 200)
+    best, best_epsilon = theta, epsilon
+    for _ in range(rounds):
+        error = (evaluate(theta, z, products, False)[0] * inverse - 1).abs()
+        weight = weight * (error / error.mean(1, keepdim=True)).sqrt()
+        weight = weight / weight.mean(1, keepdim=True)
+        theta, epsilon = fit(theta, products, radius, 60, weight)
+        better = epsilon < best_epsilon
+        best = torch.where(better[:, None], theta, best)
+        best_epsilon = torch.where(better, epsilon, best_epsilon)
+    return best, best_epsilon
 
 
 def search(

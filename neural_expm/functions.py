@@ -1,0 +1,217 @@
+"""The public functions.  The route, top to bottom: validate → choose a network → its domain check, the network, the
+exact algorithm for the rows outside → report.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import validate
+from .checkpoints import load_record
+from .differentiation import MatrixFunction
+from .errors import InputError, UnknownModelError
+from .manifest import Checkpoint, find, list_models, shipped
+from .networks.exponential import EquivariantExponential, merged
+from .report import Report
+from .route import Route, make_report
+
+
+def expm(
+    A: Tensor,
+    *,
+    model: str | Checkpoint | nn.Module | None = None,
+    rtol: float | None = None,
+    outside: str = "exact",
+    return_report: bool = False,
+) -> Tensor | tuple[Tensor, Report]:
+    r"""Matrix exponential :math:`e^A`, differentiable to every order.
+
+    Args:
+        A: shape (\*, n, n); float16, bfloat16, float32, float64, complex64 or complex128; any strides.
+        model: a checkpoint by name, record or loaded module; None for the default of the dtype.
+        rtol: answer with the cheapest network whose promised relative error is at most this.
+        outside: for a matrix outside the network's domain, ``"exact"`` (``torch.linalg.matrix_exp``), ``"raise"``,
+            ``"nan"``, or ``"trust"`` (no check; works under ``torch.compile(fullgraph=True)`` and ``torch.export``).
+        return_report: also return a :class:`~neural_expm.report.Report`.
+
+    Returns:
+        :math:`e^A`, same shape, dtype and device; NaN for a matrix with NaN or infinite entries.
+
+    Raises:
+        InputTypeError, InputError: A is not a dense floating or complex tensor of square matrices.
+        OutsideDomainError: ``outside="raise"`` and a matrix is outside.
+        UnknownModelError: no such checkpoint.
+
+    Error: ‖result − e^A‖₂ ≤ bound · ‖e^A‖₂ before rounding, with the bound of the report (DESIGN section 4; Higham,
+    *Functions of Matrices*, section 4.8).  Classical equivalent: ``torch.linalg.matrix_exp``, ``scipy.linalg.expm``.
+    """
+    return _apply("expm", A, model, rtol, outside, return_report)
+
+
+def sign(
+    A: Tensor,
+    *,
+    model: str | Checkpoint | nn.Module | None = None,
+    rtol: float | None = None,
+    outside: str = "exact",
+    return_report: bool = False,
+) -> Tensor | tuple[Tensor, Report]:
+    r"""Matrix sign function: eigenvalues with Re λ > 0 go to 1, those with Re λ < 0 to −1.
+
+    Args:
+        A: shape (\*, n, n), as for :func:`expm`.
+        model, rtol, outside, return_report: as for :func:`expm`; the exact algorithm is scaled Newton with a
+            Schur–Parlett rescue.
+
+    Returns:
+        sign(A), same shape, dtype and device.
+
+    Raises:
+        UndefinedFunctionError: an eigenvalue lies on the imaginary axis (names the batch index); NaN under
+            ``outside="nan"``.
+        InputTypeError, InputError, OutsideDomainError, UnknownModelError: as for :func:`expm`.
+
+    Error: ‖result − sign(A)‖ ≤ (1 − √(1 − η))‖sign(A)‖ with the residual η = ‖result² − I‖, sound because every stage
+    is shown to keep the half-planes (DESIGN section 4).  Classical equivalent: ``scipy.linalg.signm``; Higham,
+    *Functions of Matrices*, chapter 5.
+    """
+    return _apply("sign", A, model, rtol, outside, return_report)
+
+
+def sqrtm(
+    A: Tensor,
+    *,
+    model: str | Checkpoint | nn.Module | None = None,
+    rtol: float | None = None,
+    outside: str = "exact",
+    return_report: bool = False,
+) -> Tensor | tuple[Tensor, Report]:
+    r"""Principal square root: the X with X² = A whose eigenvalues lie in the open right half-plane.
+
+    Args:
+        A: shape (\*, n, n), as for :func:`expm`.
+        model, rtol, outside, return_report: as for :func:`expm`; the exact algorithm is the product form of
+            Denman–Beavers with a Schur rescue.
+
+    Returns:
+        :math:`A^{1/2}`, same shape, dtype and device.  A singular Hermitian semidefinite matrix has a root too (its
+        gradient is not finite).
+
+    Raises:
+        UndefinedFunctionError: an eigenvalue lies on the negative real axis (names the batch index); NaN under
+            ``outside="nan"``.
+        InputTypeError, InputError, OutsideDomainError, UnknownModelError: as for :func:`expm`.
+
+    Error: as for :func:`sign`, of which it is the coupled form (Higham, *Functions of Matrices*, (5.4) and chapter 6).
+    Classical equivalent: ``scipy.linalg.sqrtm``.
+    """
+    return _apply("sqrtm", A, model, rtol, outside, return_report)
+
+
+def explain(
+    function: str,
+    A: Tensor,
+    *,
+    model: str | Checkpoint | nn.Module | None = None,
+    rtol: float | None = None,
+    outside: str = "exact",
+) -> Report:
+    """The report of a call, without computing the function.
+
+    Where the certificate is checked at run time (sign, sqrtm) the check itself is run; its value is thrown away.
+
+    Raises:
+        As the function itself does for bad input.
+    """
+    network, name, kind = _choose(function, validate.matrix(A, function), model, rtol, outside)
+    B = A.detach().to(validate.working_dtype(function, A.dtype))
+    flat = B.reshape(-1, *A.shape[-2:])
+    outcome = network.outcome(flat, outside == "trust") if flat.numel() else None
+    return make_report(function, outcome, name, kind, A.shape[:-2], outside)
+
+
+def load(name: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """A pretrained network: an ``nn.Module`` in eval mode; gradients flow to A and not to the weights.
+
+    Args:
+        name: a checkpoint name, or ``"expm-equivariant"`` for the one of a dtype.
+        dtype: which precision such a short name means; None for ``torch.get_default_dtype()``.
+
+    Raises:
+        UnknownModelError: no such checkpoint; the message lists those that exist.
+        CheckpointError: its weight file is missing, truncated or tampered with.
+    """
+    return load_record(_record(name, dtype or torch.get_default_dtype()))
+
+
+# --- the route ---------------------------------------------------------------------------------------------------------
+
+
+def _apply(
+    function: str, A: Tensor, model: Any, rtol: float | None, outside: str, return_report: bool
+) -> Tensor | tuple[Tensor, Report]:
+    validate.matrix(A, function)
+    network, name, kind = _choose(function, A, model, rtol, outside)
+    B = A.to(validate.working_dtype(function, A.dtype))
+    if outside == "trust" and torch.compiler.is_compiling():
+        if return_report:
+            raise InputError(
+                f"{function}: return_report=True needs concrete values; call it outside torch.compile"
+            )
+        return network.symbolic(B).to(A.dtype)
+    route = Route(function, network, outside)
+    if B.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None or _has_tangent(B):
+        result = MatrixFunction.apply(B, route)
+    else:
+        result = route.value(B)
+    result = result.to(A.dtype)
+    return (result, route.report(name, kind, A.shape[:-2])) if return_report else result
+
+
+def _has_tangent(A: Tensor) -> bool:
+    return (
+        torch.autograd.forward_ad._current_level >= 0
+        and torch.autograd.forward_ad.unpack_dual(A).tangent is not None
+    )
+
+
+def _choose(
+    function: str, A: Tensor, model: Any, rtol: float | None, outside: str
+) -> tuple[nn.Module, str, str]:
+    """The network of a call, its name, and the kind of its bound."""
+    validate.options(function, rtol, outside)
+    if isinstance(model, nn.Module):
+        return model, type(model).__name__, getattr(model, "bound_kind", "certified")
+    if isinstance(model, Checkpoint):
+        return load_record(model), model.name, model.bound_kind
+    working = validate.working_dtype(function, A.dtype).to_real()
+    if model is not None:
+        record = _record(model, working)
+        if record.function != function:
+            raise UnknownModelError(
+                f"{function}: checkpoint {record.name!r} computes {record.function}; "
+                f"choose one of {', '.join(r.name for r in list_models(function))}"
+            )
+        return load_record(record), record.name, record.bound_kind
+    if rtol is not None and function == "expm":
+        return _within(rtol), "expm-equivariant", "certified"
+    record = _record(f"{function}-equivariant", working)
+    return load_record(record), record.name, record.bound_kind
+
+
+@lru_cache(maxsize=64)
+def _record(name: str, dtype: torch.dtype) -> Checkpoint:
+    """The record of a full name, or of a family name and a dtype."""
+    tiered = f"{name}-{str(dtype).removeprefix('torch.')}"
+    return shipped()[tiered] if tiered in shipped() else find(name)
+
+
+@lru_cache(maxsize=32)
+def _within(rtol: float) -> EquivariantExponential:
+    """Tiers of every precision together, without the rungs whose promise is worse than ``rtol``."""
+    names = [f"expm-equivariant-{dtype}" for dtype in ("bfloat16", "float32", "float64")]
+    return merged([load_record(find(name)) for name in names], rtol)

@@ -1,0 +1,76 @@
+"""Which network answered for each matrix, and how wrong it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .domain import Reason
+
+SHOWN = 12  # matrices listed one by one by ``str(report)``
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened to each matrix of a batch; every tensor has the batch shape of A.
+
+    Attributes:
+        function: name of the matrix function.
+        checkpoint: name of the network.
+        bound_kind: ``"certified"`` or ``"statistical"``; speaks of the rows with ``inside``.
+        inside: bool, the network answered.
+        code: uint8 :class:`neural_expm.domain.Reason` codes; :attr:`reason` has the words.
+        bound: float64, relative error promised for the row, before rounding (certified: in the spectral norm for exp;
+            in any norm for sign and sqrtm). 0 on the exact path, NaN where nothing is promised.
+        products, squarings: matrix products of the network and squarings after it; 0 on the exact path.
+    """
+
+    function: str
+    checkpoint: str
+    bound_kind: str
+    inside: Tensor
+    code: Tensor
+    bound: Tensor
+    products: Tensor
+    squarings: Tensor
+    outside: str = "exact"
+
+    @property
+    def path(self) -> list[str] | str:
+        """``"network"``, or what became of the row outside: ``"exact"``, ``"nan"``; nested as the batch is."""
+        return _nested(self.inside, lambda inside: "network" if inside else self.outside)
+
+    @property
+    def reason(self) -> list[str] | str:
+        """Why, in words, nested as the batch is."""
+        return _nested(self.code, lambda code: str(Reason(int(code))))
+
+    def __str__(self) -> str:
+        """A short table: totals, then the first rows."""
+        count = self.inside.numel()
+        inside = int(self.inside.sum())
+        lines = [
+            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
+            f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}",
+            f"{'matrix':>10}  {'path':<8} {'products':>8} {'squarings':>9} {'bound':>9}  reason",
+        ]
+        shape = self.inside.shape
+        for flat in range(min(count, SHOWN)):
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape)) if shape else ()
+            ok = bool(self.inside[index])
+            lines.append(
+                f"{index!s:>10}  {'network' if ok else self.outside:<8} {int(self.products[index]):>8} "
+                f"{int(self.squarings[index]):>9} {float(self.bound[index]):>9.1e}  {Reason(int(self.code[index]))}"
+            )
+        if count > SHOWN:
+            lines.append(f"{'…':>10}  {count - SHOWN} more")
+        return "\n".join(lines)
+
+
+def _nested(values: Tensor, text) -> list | str:
+    def walk(value):
+        return [walk(v) for v in value] if isinstance(value, list) else text(value)
+
+    return walk(values.tolist())
