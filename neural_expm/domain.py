@@ -86,10 +86,17 @@ class Domain:
         if not isinstance(entry, Mapping) or (set(entry) - known):
             raise ManifestError(f"checkpoint {name!r}: domain {entry!r} has keys other than {sorted(known)}")
         values = dict(entry)
-        low, high = values.get("n", (0, None))
-        values["n"] = (int(low), None if high is None else int(high))
-        if values.get("radius", 1.0) is None:
-            values["radius"] = float("inf")
+        try:
+            low, high = values.get("n", (0, None))
+            values["n"] = (int(low), None if high is None else int(high))
+            radius = values.get("radius")
+            values["radius"] = float("inf") if radius is None else float(radius)
+            values["gap"] = float(values.get("gap", 0.0))
+        except (TypeError, ValueError) as error:
+            raise ManifestError(
+                f"checkpoint {name!r}: domain {entry!r}: {error}; expected n as two integers (the second may be "
+                "null), radius and gap as numbers"
+            ) from error
         domain = cls(**values)
         if domain.norm not in NORMS or domain.structure not in STRUCTURES or not domain.radius > 0:
             raise ManifestError(

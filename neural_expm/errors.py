@@ -35,6 +35,10 @@ class CheckpointError(NeuralExpmError, RuntimeError):
     """A weight file is missing, truncated, tampered with, or does not fit its configuration."""
 
 
+class HubError(CheckpointError, ConnectionError):
+    """The Hugging Face Hub cannot be reached, or refuses to give what was asked for."""
+
+
 class ManifestError(NeuralExpmError, ValueError):
     """``checkpoints_manifest.json`` does not follow its schema."""
 

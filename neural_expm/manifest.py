@@ -1,13 +1,15 @@
 """``checkpoints_manifest.json`` → frozen :class:`Checkpoint` records.
 
-The manifest is the one list of weights.  Reading it touches no weight file and no network, so that routing can
-decide who would answer before anything is loaded.
+The manifest is the one list of weights.  Reading it touches no weight file and no network, so that routing
+can decide who would answer before anything is loaded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,51 @@ PACKAGE = Path(__file__).resolve().parent
 FUNCTIONS = ("expm", "sign", "sqrtm")
 FAMILIES = ("equivariant", "transformer", "relu", "mlp")
 BOUND_KINDS = ("certified", "statistical")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _one_of(allowed: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in allowed, f"one of {allowed}"
+
+
+def _matches(pattern: str, text: str) -> tuple[Callable[[Any], bool], str]:
+    compiled = re.compile(pattern)
+    return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None, text
+
+
+_TEXT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "a string")
+_MAPPING: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, Mapping), "an object")
+# key of an entry → (test of its value, what the message says was expected)
+SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": _matches(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", "letters, digits, '.', '_', '-', at most 96"),
+    "function": _one_of(FUNCTIONS),
+    "family": _one_of(FAMILIES),
+    "dtype": _one_of(DTYPES),
+    "bound": (lambda value: type(value) in (int, float) and 0 <= value < math.inf, "a finite number ≥ 0"),
+    "bound_kind": _one_of(BOUND_KINDS),
+    "file": _TEXT,
+    "sha256": _matches(r"[0-9a-f]{64}", "64 lower-case hex digits"),
+    "size": (lambda value: type(value) is int and value > 0, "bytes as a positive int"),
+    "repo": _TEXT,
+    "revision": _TEXT,
+    "trained_by": _TEXT,
+    "license": _TEXT,
+    "measured": _MAPPING,
+    "certificate": _MAPPING,
+    "card": _TEXT,
+}
+REQUIRED = {
+    "name",
+    "function",
+    "family",
+    "dtype",
+    "domain",
+    "bound",
+    "bound_kind",
+    "file",
+    "sha256",
+    "size",
+}
 
 
 @dataclass(frozen=True)
@@ -74,36 +121,13 @@ class Checkpoint:
         """
         name = entry.get("name", "?")
         known = {f.name for f in fields(cls)} - {"root"}
-        required = {
-            "name",
-            "function",
-            "family",
-            "dtype",
-            "domain",
-            "bound",
-            "bound_kind",
-            "file",
-            "sha256",
-            "size",
-        }
         if unknown := sorted(set(entry) - known):
             raise ManifestError(f"checkpoint {name!r}: unknown keys {unknown}; known are {sorted(known)}")
-        if missing := sorted(required - set(entry)):
+        if missing := sorted(REQUIRED - set(entry)):
             raise ManifestError(f"checkpoint {name!r}: missing keys {missing}")
-        for key, allowed in (("function", FUNCTIONS), ("family", FAMILIES), ("bound_kind", BOUND_KINDS)):
-            if entry[key] not in allowed:
-                raise ManifestError(
-                    f"checkpoint {name!r}: {key} is {entry[key]!r}, expected one of {allowed}"
-                )
-        digest = entry["sha256"]
-        if not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
-            raise ManifestError(
-                f"checkpoint {name!r}: sha256 is {digest!r}, expected 64 lower-case hex digits"
-            )
-        if not (isinstance(entry["size"], int) and entry["size"] > 0):
-            raise ManifestError(
-                f"checkpoint {name!r}: size is {entry['size']!r}, expected bytes as a positive int"
-            )
+        for key, value in entry.items():
+            if key in SCHEMA and not SCHEMA[key][0](value):
+                raise ManifestError(f"checkpoint {name!r}: {key} is {value!r}, expected {SCHEMA[key][1]}")
         return cls(**{**entry, "domain": Domain.from_json(entry["domain"], name), "root": root})
 
     def to_json(self) -> dict[str, Any]:
