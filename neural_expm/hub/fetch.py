@@ -66,7 +66,8 @@ class Access:
         """The endpoint, as requests are sent to it."""
         from huggingface_hub import constants
 
-        return (self.endpoint or constants.ENDPOINT).rstrip("/")
+        # The variable first: huggingface_hub reads it once, when it is imported.
+        return (self.endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
 
     @property
     def url(self) -> str:
