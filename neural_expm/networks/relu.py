@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from ..errors import CheckpointError, InputError
 
+MAX_PARAMETERS = 20_000_000  # far above any compact network: a configuration beyond it is damaged
+
 
 class ReLUNet(nn.Module):
     """Common face of the ReLU networks: matrices of one fixed size n in, matrices of the same size out."""
@@ -39,12 +41,14 @@ class ReLUNet(nn.Module):
             )
         return kinds[kind].from_config(config)
 
-    def _check_shape(self, A: Tensor) -> None:
+    def _received(self, A: Tensor, dtype: torch.dtype) -> Tensor:
+        """A in the precision of the weights, its shape checked."""
         if A.shape[-2:] != (self.n, self.n):
             raise InputError(
                 f"A has shape {tuple(A.shape)}: this ReLU network takes (*, {self.n}, {self.n}); "
                 "load or construct one for the n at hand"
             )
+        return A.to(dtype)
 
 
 class Int8Linear(nn.Module):
@@ -88,9 +92,8 @@ class TrainedReLUNet(ReLUNet):
 
     - ``"expm"``: e^A = e^t (e^B)^{2^s}, t = tr A/n, B = (A − tI)/2^s (trace shift, scaling and squaring);
       e^B ≈ baseline(B) + network(vec B), the baseline being I + B + … + B^d/d!, d = ``baseline``.
-    - ``"sqrtm"``: A^{1/2} = √c B^{1/2}, c = tr A/n, B = A/c; B^{1/2} ≈ ½(I + B) + network(upper triangle of
-      B), made
-      symmetric, the baseline being one Newton step from I.
+    - ``"sqrtm"``: A^{1/2} = √c B^{1/2}, c = tr A/n, B = A/c; B^{1/2} ≈ ½(I + B) + network(upper triangle
+      of B), made symmetric, the baseline being one Newton step from I.
 
     Config: ``kind`` "trained", ``function``, ``n``, ``hidden`` (widths), ``squarings`` s (0 for the square
     root), ``baseline`` d (−1: no baseline and no trace shift, the network alone; 1 for the square root),
@@ -160,7 +163,7 @@ class TrainedReLUNet(ReLUNet):
             and all(_whole(width, 1, 65536) for width in hidden)
             and (config["function"] == "expm" or (config["squarings"], config["baseline"]) == (0, 1))
         )
-        if not sane:
+        if not sane or sum(a * b for a, b in pairwise([64, *hidden, 64])) > MAX_PARAMETERS:
             raise CheckpointError(
                 f"trained ReLU network: a value of {config} is out of range; take an intact file"
             )
@@ -185,7 +188,7 @@ class TrainedReLUNet(ReLUNet):
 
     def forward(self, A: Tensor) -> Tensor:
         """The function of each matrix of A, shape (*, n, n)."""
-        self._check_shape(A)
+        A = self._received(A, self.eye.dtype)
         return self._exponential(A) if self.function == "expm" else self._square_root(A)
 
     def _exponential(self, A: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ layer at a time. An `Affine` holds signals that are *not* layers: k affine funct
 newest layer. Affine maps of signals cost nothing (they are multiplied into the next weight matrix); only
 `Builder.relu` adds a layer. ρ(x) = max(x, 0) throughout.
 
-**Square** (Yarotsky, Neural Networks 94, 2017, Prop. 2). On [0, 1] the hat g(x) = 2ρ(x) − 4ρ(x − ½) maps [0,
-1] to itself, so s_k = g∘…∘g (k times) is the sawtooth with 2^{k−1} teeth. Let f_m(x) = x − Σ_{k=1}^m
-s_k(x)/4^k.
+**Square** (Yarotsky, Neural Networks 94, 2017, Prop. 2). On [0, 1] the hat g(x) = 2ρ(x) − 4ρ(x − ½) maps
+[0, 1] to itself, so s_k = g∘…∘g (k times) is the sawtooth with 2^{k−1} teeth. Let
+f_m(x) = x − Σ_{k=1}^m s_k(x)/4^k.
 
   *Lemma 1.* f_m interpolates x² at the multiples of 2^{−m} and is linear between them, hence
   0 ≤ f_m(x) − x² ≤ 4^{−(m+1)}.
@@ -15,8 +15,8 @@ s_k(x)/4^k.
   middle, and by at least 0. Going from h to h/2 lowers the interpolant by h²/4 at each old midpoint and by 0
   at the old nodes, linearly between: this is s_{m+1}/4^{m+1}. Start: f_0(x) = x. ∎
 
-**Product.** For |x| ≤ X, |y| ≤ Y put u = (x/X + y/Y)/2 and v = (x/X − y/Y)/2, both in [−1, 1]; xy = XY (u² −
-v²).
+**Product.** For |x| ≤ X, |y| ≤ Y put u = (x/X + y/Y)/2 and v = (x/X − y/Y)/2, both in [−1, 1];
+xy = XY (u² − v²).
 
   *Lemma 2.* XY·[f_m(|u|) − f_m(|v|)] differs from xy by at most XY·4^{−(m+1)}, and is 0 where x or y is 0.
   *Proof.* Two errors in [0, 4^{−(m+1)}] are subtracted. If x = 0 or y = 0 then |u| = |v|. ∎
@@ -26,8 +26,8 @@ v²).
   *Lemma 3.* In the ∞-norm, and in the Frobenius norm with X̂, Ŷ bounded in the 2-norm: if ‖X̂‖ ≤ x̄, ‖Ŷ‖ ≤ ȳ,
   then ‖mm(X̂, Ŷ) − X̂Ŷ‖ ≤ δ·x̄ȳ with δ = n²·4^{−(m+1)}.
   *Proof.* Both norms bound every entry, so X = x̄ and Y = ȳ serve in Lemma 2. An entry of the result collects
-  n such
-  errors: ≤ n·x̄ȳ·4^{−(m+1)}. A row has n entries (∞-norm); the Frobenius norm of n² entries is ≤ n·max. ∎
+  n such errors: ≤ n·x̄ȳ·4^{−(m+1)}. A row has n entries (∞-norm); the Frobenius norm of n² entries is at most
+  n times the largest. ∎
 
 Cost of one matrix product: m + 1 hidden layers of at most 4n³ + n² + c neurons, c being the carried signals
 (a signal with |x| ≤ 1 travels in one neuron: ρ(x + 1) − 1 = x). A *collector* layer before it, where the

@@ -1,47 +1,60 @@
-"""Proven error bounds of the constructed ReLU networks, in exact (50-digit) arithmetic.
+"""Proven error bounds of the constructed ReLU networks, in 60-digit arithmetic.
 
 Notation: δ = n²·4^{−(m+1)} is the relative error of one matrix product (Lemma 3 of `relu_blocks`), m the
 number of sawteeth. All bounds are about the network in exact arithmetic; rounding comes on top
-(`rounding_floor`).
+(``recipe.rounding``).
 
-**Exponential**, ‖A‖_∞ ≤ R. With r = R/2^s, P the Taylor polynomial of degree d, N(A) is the computed P(A/2^s)
-squared s times.
+**Exponential**, ‖A‖_∞ ≤ R. With r = R/2^s and P the Taylor polynomial of degree d, N(A) is the computed
+P(A/2^s), squared s times.
 
-  *Majorants.* Run the scheme on norms with absolute coefficients: x is the plain majorant of a matrix X (‖X‖
-  ≤ x), and x̂ the same with every product multiplied by 1 + δ. Claim: ‖X̂‖ ≤ x̂ and ‖X̂ − X‖ ≤ x̂ − x for the
-  computed X̂. Sums with coefficients of any sign keep both. For a product, ‖mm(X̂,Ŷ) − XY‖ ≤ δx̂ŷ + ‖X̂ −
-  X‖‖Ŷ‖ + ‖X‖‖Ŷ − Y‖ ≤ δx̂ŷ + (x̂ − x)ŷ + x(ŷ − y) = (1+δ)x̂ŷ − xy. ∎
-  *Theorem 1.* ‖N(A) − e^A‖_∞ ≤ (1+δ)^{2^s−1} (e^r + e₀)^{2^s} − e^R, e₀ = (P_δ(r) − P(r)) + (e^r − P(r)),
-  where P_δ(r) is the inflated majorant of the polynomial stage.
-  *Proof.* The Taylor remainder is ≤ e^r − P(r), so the polynomial stage approximates e^{A/2^s} with error ≤
-  e₀; its plain majorant is e^r and its inflated one is e^r + e₀. Each squaring maps (x̂, x) to ((1+δ)x̂²,
-  x²). ∎ The theorem is relative to e^R by nature. Relative to e^A itself, in the ∞-norm and in the Frobenius
-  norm, it loses at most e^R: the mean eigenvalue tr A/n is ≥ −R, so ‖e^A‖_∞ ≥ |det e^A|^{1/n} = e^{tr A/n} ≥
-  e^{−R}, and ‖e^A‖_F ≥ √n e^{tr A/n} while ‖E‖_F ≤ √n ‖E‖_∞.
+  *Majorants.* Run the scheme on norms with absolute coefficients: x is the plain majorant of a matrix X
+  (‖X‖ ≤ x), and x̂ the same with every product multiplied by 1 + δ. Claim: ‖X̂‖ ≤ x̂ and ‖X̂ − X‖ ≤ x̂ − x
+  for the computed X̂. Sums with coefficients of any sign keep both. For a product,
 
-**Square root**, A symmetric with spectrum in [lo, hi]; σ = hi. Coupled Newton–Schulz with minimax
-coefficients: Y₀ = A/σ, Z₀ = I; T_k = a_k I − b_k Z_kY_k, Y_{k+1} = Y_kT_k, Z_{k+1} = T_kZ_k; result √σ·Y_K.
+    ‖mm(X̂,Ŷ) − XY‖ ≤ δx̂ŷ + ‖X̂ − X‖‖Ŷ‖ + ‖X‖‖Ŷ − Y‖ ≤ δx̂ŷ + (x̂ − x)ŷ + x(ŷ − y) = (1 + δ)x̂ŷ − xy,
+    ‖mm(X̂,Ŷ)‖ ≤ (1 + δ)x̂ŷ. ∎
 
-  *Exact iterates.* All are polynomials in A/σ; at an eigenvalue λ of A/σ put w = zy. Then w' = w(a − bw)²,
-  and y/z = λ stays, so y = √(λw), z = √(w/λ). If w ∈ [l, u] then w' lies between the least and the greatest
-  of p(l), p(u), p(a/3b), where p(w) = w(a − bw)² and the last counts only if l < a/3b < u (0 if l < a/b < u).
-  So ‖Y‖₂ ≤ √u, ‖Z‖₂ ≤ min(√(uσ/lo), product of the ‖T‖₂), ‖T‖₂ ≤ max(|a − bl|, |a − bu|), and the truncation
-  error is ‖Y_K − (A/σ)^{1/2}‖ ≤ max(1 − √l_K, √u_K − 1)·‖(A/σ)^{1/2}‖.
-  *Computed iterates.* With Frobenius errors e_Y, e_Z and 2-norm bounds ŷ = ‖Y‖ + e_Y, ẑ = ‖Z‖ + e_Z, t̂ = ‖T‖
-  + e_T: e_T = b(e_Zŷ + ‖Z‖e_Y + δẑŷ), e_Y' = e_Yt̂ + ‖Y‖e_T + δŷt̂, e_Z' = e_Tẑ + ‖T‖e_Z + δt̂ẑ (‖XE‖_F ≤
-  ‖X‖₂‖E‖_F).
-  *Theorem 2.* ‖N(A) − A^{1/2}‖ ≤ [max(1 − √l_K, √u_K − 1) + e_Y √(hi/lo)]·‖A^{1/2}‖ in the 2-norm and the
-  Frobenius norm.
-  *Proof.* ‖A^{1/2}‖_F ≥ ‖A^{1/2}‖₂ ≥ √lo, and √σ·e_Y/√lo = e_Y√(hi/lo). ∎
+  *Theorem 1.* With P_δ(r) the inflated majorant of the polynomial and e₀ = (P_δ(r) − P(r)) + (e^r − P(r)),
 
-The coefficients make the cubic x(a − bx²), x = √w, equioscillate around 1 on [√l, √u] (the optimal cubic of
-the sign iteration; Higham, Functions of Matrices, 2008, ch. 5 and 6; Amsel et al., arXiv 2505.16932).
+    ‖N(A) − e^A‖_∞ ≤ (1 + δ)^{2^s − 1} (e^r + e₀)^{2^s} − e^R.
+
+  *Proof.* The Taylor remainder is ≤ e^r − P(r), so the computed polynomial is within e₀ of e^{A/2^s}, whose
+  plain majorant is e^r: take e^r + e₀ for the inflated one. Each squaring maps (x̂, x) to ((1 + δ)x̂², x²).
+  ∎
+
+  The theorem is relative to e^R by nature. Relative to e^A itself, in the ∞-norm and in the Frobenius norm,
+  at most a factor e^R is lost: tr A/n ≥ −R, so ‖e^A‖_∞ ≥ |det e^A|^{1/n} = e^{tr A/n} ≥ e^{−R}; and ‖e^A‖_F
+  ≥ √n e^{tr A/n} while ‖E‖_F ≤ √n ‖E‖_∞.
+
+**Square root**, A symmetric with spectrum in [lo, hi]. Coupled Newton–Schulz with minimax coefficients: Y₀
+= A/hi, Z₀ = I; T_k = a_k I − b_k Z_k Y_k, Y_{k+1} = Y_k T_k, Z_{k+1} = T_k Z_k; the result is √hi·Y_K.
+
+  *Exact iterates.* All are polynomials in A/hi. At an eigenvalue λ of A/hi let w = zy. Then w' = w(a −
+  bw)², and y/z stays λ, so y = √(λw), z = √(w/λ) as long as a − bw > 0. If w ∈ [l, u], then a/b = l + √(lu)
+  + u > u makes T positive definite, and w' lies between the least and the greatest of p(l), p(u), p(a/3b),
+  where p(w) = w(a − bw)² and the last counts if l < a/3b < u. So
+
+    ‖Y‖₂ ≤ √u,   ‖Z‖₂ ≤ min(√(u·hi/lo), product of the ‖T‖₂ so far),   ‖T‖₂ ≤ a − bl,
+    ‖Y_K − (A/hi)^{1/2}‖ ≤ max(1 − √l_K, √u_K − 1)·‖(A/hi)^{1/2}‖.
+
+  *Computed iterates.* With Frobenius errors e_Y, e_Z, e_T and 2-norm bounds ŷ = ‖Y‖ + e_Y, ẑ = ‖Z‖ + e_Z,
+  t̂ = ‖T‖ + e_T, as ‖XE‖_F ≤ ‖X‖₂‖E‖_F,
+
+    e_T = b(e_Z ŷ + ‖Z‖e_Y + δẑŷ),   e_Y' = e_Y t̂ + ‖Y‖e_T + δŷt̂,   e_Z' = e_T ẑ + ‖T‖e_Z + δt̂ẑ.
+
+  *Theorem 2.* ‖N(A) − A^{1/2}‖ ≤ [max(1 − √l_K, √u_K − 1) + e_Y √(hi/lo)]·‖A^{1/2}‖, 2-norm and Frobenius
+  norm.
+  *Proof.* ‖A^{1/2}‖_F ≥ ‖A^{1/2}‖₂ ≥ √lo, and √hi·e_Y/√lo = e_Y√(hi/lo). ∎
+
+The coefficients make the cubic x(a − bx²), x = √w, equioscillate around 1 on [√l, √u]: the optimal cubic of
+the sign iteration (Higham, Functions of Matrices, 2008, ch. 5 and 6; Amsel et al., arXiv 2505.16932).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal, localcontext
+from decimal import Context, Decimal, localcontext
 
 # Paterson–Stockmeyer schemes: degree → (matrix powers q, blocks b); products (q − 1) + (b − 1).
 SCHEMES = {2: (2, 1), 4: (2, 2), 6: (3, 2), 9: (3, 3), 12: (4, 3), 16: (4, 4)}
@@ -155,7 +168,7 @@ def sqrt_bound(n: int, low: float, high: float, steps: int, sawteeth: int) -> Sq
             a, b = minimax_cubic(w_low, w_high)
             y_norm = w_high.sqrt()
             z_norm = min(z_norm, (w_high / floor).sqrt())
-            t_norm = max(abs(a - b * w_low), abs(a - b * w_high))
+            t_norm = a - b * w_low
             y_hat, z_hat = y_norm + e_y, z_norm + e_z
             # The first step multiplies nothing to form ZY = A, and forms Z' = T as it is.
             e_t = b * (e_z * y_hat + z_norm * e_y + delta * z_hat * y_hat) if k else Decimal(0)
@@ -185,14 +198,10 @@ def minimax_cubic(low: Decimal, high: Decimal) -> tuple[Decimal, Decimal]:
 def _next_interval(low: Decimal, high: Decimal, a: Decimal, b: Decimal) -> tuple[Decimal, Decimal]:
     """The range of p(w) = w(a − bw)² on [low, high]."""
     values = [w * (a - b * w) ** 2 for w in (low, high, a / (3 * b)) if low <= w <= high]
-    if low < a / b < high:
-        values.append(Decimal(0))
     return min(values), max(values)
 
 
 def _up(value: Decimal) -> float:
     """To float64, upwards: the result is never below `value`."""
-    result = float(
-        value.quantize(Decimal(1).scaleb(value.adjusted() - 15), rounding=ROUND_CEILING) if value else value
-    )
-    return result if Decimal(result) >= value else result * (1 + 2.0**-52)
+    result = float(value)
+    return result if Decimal(result) >= value else math.nextafter(result, math.inf)

@@ -28,7 +28,7 @@ class ConstructedReLUNet(ReLUNet):
     Args:
         recipe: what to compute, and how well.
 
-    Shape: (*, n, n) real → (*, n, n), in the dtype of the network (float64 unless ``.to()`` says otherwise).
+    Shape: (*, n, n) real → (*, n, n), in the dtype of the network (float64 unless ``.to()`` says so).
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -67,8 +67,7 @@ class ConstructedReLUNet(ReLUNet):
 
     def forward(self, A: Tensor) -> Tensor:
         """The function of each matrix of A, shape (*, n, n)."""
-        self._check_shape(A)
-        hidden = A.reshape(-1, self.n * self.n).T
+        hidden = self._received(A, self.get_buffer("bias0").dtype).reshape(-1, self.n * self.n).T
         for index in range(self.depth + 1):
             hidden = torch.sparse.mm(self.weights(index), hidden) + self.get_buffer(f"bias{index}")
             if index < self.depth:

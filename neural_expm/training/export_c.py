@@ -58,7 +58,7 @@ _RELU = Template("""\
 static void relu($real *x, int count)
 {
     for (int i = 0; i < count; i++)
-        x[i] = x[i] > 0 ? x[i] : 0;
+        x[i] = x[i] < 0 ? 0 : x[i]; /* NaN stays */
 }
 
 """)
@@ -68,6 +68,8 @@ _EXP_FRAME = Template("""\
 static $real exponential(double x)
 {
     double sum = 1, power = 1;
+    if (x > 1000) x = 1000; /* overflows below, in finite time */
+    if (x < -1000) x = -1000;
     while (x > 0.34657359027997264) { x -= 0.6931471805599453; power *= 2; }
     while (x < -0.34657359027997264) { x += 0.6931471805599453; power *= 0.5; }
     for (int k = 14; k > 0; k--)
@@ -113,8 +115,10 @@ _SQRT_FRAME = Template("""\
 static $real square_root(double x)
 {
     double power = 1, y = 1.5;
-    if (!(x > 0))
-        return x < 0 ? 0 : ($real)x;
+    if (x < 0)
+        return ($real)((x - x) / (x - x)); /* NaN */
+    if (!(x > 0) || 0.5 * x == x)
+        return ($real)x; /* 0, infinity, NaN */
     while (x >= 4) { x *= 0.25; power *= 2; }
     while (x < 1) { x *= 4; power *= 0.5; }
     for (int k = 0; k < 6; k++)

@@ -1,0 +1,123 @@
+"""Fill the README's tables about ReLU networks from benchmarks/results, between their markers.
+
+python benchmarks/relu_tables.py            # after relu_bounds.py, relu_footprint.py and the frames study
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    lines = [list(header), *[list(row) for row in rows]]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def proven(results: dict[str, Any]) -> str:
+    """Constructed networks: what is proven, and how near an adversary comes."""
+    header = (
+        "function",
+        "n",
+        "domain",
+        "proven error",
+        "worst found",
+        "hidden layers",
+        "width",
+        "parameters",
+    )
+    rows = []
+    for entry in results["tightness"]:
+        exp = entry["function"] == "expm"
+        domain = (
+            f"‖A‖_∞ ≤ {entry['radius']:g}"
+            if exp
+            else f"spd, spectrum in [{entry['low']:g}, {entry['high']:g}]"
+        )
+        unit = f"·e^{entry['radius']:g}" if exp else "·‖A^½‖"
+        rows.append(
+            (
+                "exp" if exp else "sqrt",
+                str(entry["n"]),
+                domain,
+                f"{entry['proven']:.1e}{unit}",
+                f"{entry['worst_found']:.1e}",
+                str(entry["depth"]),
+                str(entry["width"]),
+                f"{entry['parameters']:,}",
+            )
+        )
+    return markdown(header, rows)
+
+
+def footprint(results: dict[str, Any]) -> str:
+    """Exported C files: bytes and errors."""
+    header = ("checkpoint", "weights", "constants", "code", "scratch", "mean error", "p95", "proven")
+    rows = []
+    for entry in results["rows"]:
+        measured = [
+            f"{entry[key]:.3%}" if entry[key] is not None else "" for key in ("mean_error", "p95_error")
+        ]
+        bound = "" if entry["proven_error"] is None else f"{entry['proven_error']:.1e}"
+        sizes = [f"{entry[key]:,} B" for key in ("constants", "code", "scratch")]
+        rows.append((f"`{entry['name']}`", entry["weights"], *sizes, *measured, bound))
+    return markdown(header, rows)
+
+
+def frames(results: dict[str, Any]) -> str:
+    """What the structure around a trained network is worth."""
+    header = (
+        "n",
+        "outside the network",
+        "matrix products",
+        "frame alone",
+        "with the network (≤ 50k)",
+        "int8",
+    )
+    names = {
+        (0, -1): "nothing",
+        (0, 1): "trace shift, residual around I + B",
+        (1, 1): "… and one squaring",
+        (1, 2): "… and residual around I + B + B²/2",
+    }
+    rows = []
+    for entry in results["rows"]:
+        run = entry["run"]
+        means = [f"{entry[key]['mean']:.2%}" for key in ("frame_alone", "relative_error", "int8")]
+        name = names[run["squarings"], run["baseline"]]
+        rows.append((str(run["n"]), name, str(entry["matrix_products"]), *means))
+    return markdown(header, rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "relu-proven": ("relu_bounds.json", proven),
+    "relu-footprint": ("relu_footprint.json", footprint),
+    "relu-frames": ("relu_frames.json", frames),
+}
+
+
+def filled(text: str) -> str:
+    """`text` with every table of ours brought up to date."""
+    for name, (file, table) in TABLES.items():
+        content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)", re.S)
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
