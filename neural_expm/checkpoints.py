@@ -148,7 +148,10 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = 
     # Weights read under torch.inference_mode() may serve a training step later: make normal tensors.
     with torch.inference_mode(False):
         network.load_state_dict(converted)
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    if hasattr(network, "program"):
+        network.program()  # made now, because a tracer cannot read weights into numbers
+    return network
 
 
 def _construct(config: Mapping[str, Any], name: str) -> nn.Module:

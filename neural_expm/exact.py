@@ -34,11 +34,14 @@ def _column(x: Tensor, like: Tensor) -> Tensor:
     return x[:, None, None].to(like.dtype)
 
 
-# --- exp ---------------------------------------------------------------------------------------------------------------
+# --- exp --------------------------------------------------------------------------------------------------------------
 
 
 def expm(A: Tensor) -> tuple[Tensor, Tensor]:
-    """e^A by ``torch.linalg.matrix_exp`` (Bader, Blanes, Casas 2019, Mathematics 7(12)); NaN where A is not finite."""
+    """The exponential by ``torch.linalg.matrix_exp``; NaN where A is not finite.
+
+    Source: Bader, Blanes, Casas (2019), Mathematics 7(12).
+    """
     A = A.contiguous()
     finite = torch.isfinite(A).flatten(1).all(1)
     # matrix_exp sorts matrices by norm and leaves those with a NaN norm unset.
@@ -53,11 +56,11 @@ def expm_frechet(A: Tensor, E: Tensor) -> Tensor:
     return expm(block)[0][:, :n, n:]
 
 
-# --- sign --------------------------------------------------------------------------------------------------------------
+# --- sign -------------------------------------------------------------------------------------------------------------
 
 
 def sign(A: Tensor) -> tuple[Tensor, Tensor]:
-    """sign(A) by Newton's iteration with norm scaling; Schur–Parlett where it does not converge.
+    """The matrix sign by Newton's iteration with norm scaling; Schur–Parlett where it does not converge.
 
     Source: Higham, *Functions of Matrices*, (5.16) with scaling (5.37); algorithm 5.5.
     """
@@ -215,7 +218,7 @@ def sqrtm_frechet(A: Tensor, E: Tensor) -> Tensor:
     return sylvester(torch.where(undefined[:, None, None], torch.nan, X), E)
 
 
-# --- shared ------------------------------------------------------------------------------------------------------------
+# --- shared -----------------------------------------------------------------------------------------------------------
 
 
 def sylvester(N: Tensor, C: Tensor) -> Tensor:

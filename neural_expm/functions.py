@@ -4,6 +4,7 @@ exact algorithm for the rows outside → report.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -148,21 +149,25 @@ def load(name: str, dtype: torch.dtype | None = None) -> nn.Module:
     return load_record(_record(name, dtype or torch.get_default_dtype()))
 
 
-# --- the route ---------------------------------------------------------------------------------------------------------
+# --- the route --------------------------------------------------------------------------------------------------------
 
 
 def _apply(
     function: str, A: Tensor, model: Any, rtol: float | None, outside: str, return_report: bool
 ) -> Tensor | tuple[Tensor, Report]:
     validate.matrix(A, function)
-    network, name, kind = _choose(function, A, model, rtol, outside)
     B = A.to(validate.working_dtype(function, A.dtype))
-    if outside == "trust" and torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and outside == "trust":
         if return_report:
             raise InputError(
                 f"{function}: return_report=True needs concrete values; call it outside torch.compile"
             )
-        return network.symbolic(B).to(A.dtype)
+        if isinstance(model, nn.Module):
+            return model(B).to(A.dtype)
+        key = (function, model, rtol, validate.real_dtype(B.dtype))
+        _prepare_program(*key)
+        return _programs[key](B).to(A.dtype)
+    network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
     if B.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None or _has_tangent(B):
         result = MatrixFunction.apply(B, route)
@@ -188,30 +193,46 @@ def _choose(
         return model, type(model).__name__, getattr(model, "bound_kind", "certified")
     if isinstance(model, Checkpoint):
         return load_record(model), model.name, model.bound_kind
-    working = validate.working_dtype(function, A.dtype).to_real()
-    if model is not None:
-        record = _record(model, working)
-        if record.function != function:
-            raise UnknownModelError(
-                f"{function}: checkpoint {record.name!r} computes {record.function}; "
-                f"choose one of {', '.join(r.name for r in list_models(function))}"
-            )
-        return load_record(record), record.name, record.bound_kind
-    if rtol is not None and function == "expm":
-        return _within(rtol), "expm-equivariant", "certified"
-    record = _record(f"{function}-equivariant", working)
+    return _found(function, model, rtol, validate.real_dtype(validate.working_dtype(function, A.dtype)))
+
+
+# What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.
+_programs: dict[tuple[str, str | None, float | None, torch.dtype], Callable[[Tensor], Tensor]] = {}
+
+
+def _prepare_program(function: str, model: str | None, rtol: float | None, dtype: torch.dtype) -> bool:
+    _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()  # type: ignore[operator]
+    return True
+
+
+# A tracer runs this and takes the result as a constant, instead of following the reading of files: what
+# torch.compiler.assume_constant_result sets, without its import of the whole compiler.
+_prepare_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=128)
+def _found(
+    function: str, model: str | None, rtol: float | None, dtype: torch.dtype
+) -> tuple[nn.Module, str, str]:
+    if model is None and rtol is not None and function == "expm":
+        names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
+        return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
+    record = _record(model or f"{function}-equivariant", dtype)
+    if record.function != function:
+        raise UnknownModelError(
+            f"{function}: checkpoint {record.name!r} computes {record.function}; "
+            f"choose one of {', '.join(r.name for r in list_models(function))}"
+        )
     return load_record(record), record.name, record.bound_kind
 
 
-@lru_cache(maxsize=64)
+def _equivariant(name: str) -> EquivariantExponential:
+    network = load_record(find(name))
+    assert isinstance(network, EquivariantExponential)
+    return network
+
+
 def _record(name: str, dtype: torch.dtype) -> Checkpoint:
     """The record of a full name, or of a family name and a dtype."""
     tiered = f"{name}-{str(dtype).removeprefix('torch.')}"
     return shipped()[tiered] if tiered in shipped() else find(name)
-
-
-@lru_cache(maxsize=32)
-def _within(rtol: float) -> EquivariantExponential:
-    """Tiers of every precision together, without the rungs whose promise is worse than ``rtol``."""
-    names = [f"expm-equivariant-{dtype}" for dtype in ("bfloat16", "float32", "float64")]
-    return merged([load_record(find(name)) for name in names], rtol)

@@ -53,6 +53,11 @@ def matrix(A: Any, function: str) -> Tensor:
     return A
 
 
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real part."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
 def working_dtype(function: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype that a function computes in, for input of ``dtype``."""
     return (DOUBLE if function == "sign" else HALF).get(dtype, dtype)

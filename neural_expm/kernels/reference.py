@@ -8,20 +8,22 @@ import torch
 from torch import Tensor
 
 
-def _combine(weights: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+def _combine(weights: Tensor | Sequence[float], tokens: Sequence[Tensor]) -> Tensor:
     total = weights[0] * tokens[0]
     for weight, token in zip(weights[1:], tokens[1:], strict=True):
         total = total + weight * token
     return total
 
 
-def polynomial(A: Tensor, heads: Sequence[Tensor], readout: Tensor) -> Tensor:
+def polynomial(
+    A: Tensor, heads: Sequence[Tensor | Sequence[Sequence[float]]], readout: Tensor | Sequence[float]
+) -> Tensor:
     """The equivariant transformer's polynomial.
 
     Args:
         A: shape (*, n, n).
-        heads: m tensors of shape (2, h), h = 1 … m: scores and values over A, X₂ … X_h.
-        readout: shape (m + 2), over I, A, X₂ … X_{m+1}.
+        heads: m of shape (2, h), h = 1 … m, tensors or numbers: scores and values over A, X₂ … X_h.
+        readout: m + 2 numbers, over I, A, X₂ … X_{m+1}.
 
     Returns:
         Shape (*, n, n).

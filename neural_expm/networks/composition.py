@@ -26,6 +26,7 @@ from ..errors import CheckpointError
 from ..kernels.composition import Algebra, Stage, sign_pass, sqrt_pass
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
+from ..kernels.symbolic import CompositionProgram
 from .exponential import Trusted
 
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
@@ -63,6 +64,7 @@ class _Composition(nn.Module):
     """What sign and the square root share: stages, scaling, passes, certificate."""
 
     family = "equivariant"
+    function: str
     products_per_stage = 3
 
     def __init__(
@@ -74,7 +76,8 @@ class _Composition(nn.Module):
         passes: int,
     ) -> None:
         super().__init__()
-        self.config = {
+        self._program: CompositionProgram | None = None
+        self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
             "general_radii": general_radii,
@@ -244,12 +247,16 @@ class _Composition(nn.Module):
     def forward(self, A: Tensor) -> Tensor:
         """The function of A, shape (*, n, n), with no check of the certificate (``outside="trust"``)."""
         if torch.compiler.is_compiling():
-            return self.symbolic(A)
+            return self.program()(A)
         return MatrixFunction.apply(A, Trusted(self))
 
-    def symbolic(self, A: Tensor) -> Tensor:
-        """All passes for all matrices, by plain torch operations: what ``torch.compile`` and ``torch.export`` trace."""
-        raise NotImplementedError
+    def program(self) -> CompositionProgram:
+        """The general stages as plain numbers, for tracing."""
+        if self._program is None:
+            stages = tuple(self._stages(False)[0])
+            scale, passes = self.config["general_scale"], self.config["passes"]
+            self._program = CompositionProgram(self.function, stages, scale, passes)
+        return self._program
 
 
 def _spectral_bound(A: Tensor) -> Tensor:
@@ -284,16 +291,6 @@ class EquivariantSign(_Composition):
     def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
 
-    def symbolic(self, A: Tensor) -> Tensor:
-        """sign(A) by the general stages, every pass."""
-        X = A * self._scale(A, hermitian=False)[..., None, None].to(A.dtype)
-        for _ in range(self.config["passes"]):
-            for a, b, c in self._stages(False)[0]:
-                W = X @ X
-                cube = X @ W
-                X = a * X + b * cube + c * (W @ cube)
-        return X
-
 
 class EquivariantSquareRoot(_Composition):
     """The principal square root.  Classical equivalent: ``scipy.linalg.sqrtm``.
@@ -324,15 +321,3 @@ class EquivariantSquareRoot(_Composition):
     def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
         return X / scale.sqrt()[:, None, None].to(X.dtype)
-
-    def symbolic(self, A: Tensor) -> Tensor:
-        """The square root by the general stages, every pass."""
-        scale = self._scale(A, hermitian=False)[..., None, None].to(A.dtype)
-        Y, Z = A * scale, torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand(A.shape)
-        identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-        for _ in range(self.config["passes"]):
-            for a, b, c in self._stages(False)[0]:
-                W = Z @ Y
-                h = a * identity + b * W + c * (W @ W)
-                Y, Z = Y @ h, h @ Z
-        return Y / scale.sqrt()

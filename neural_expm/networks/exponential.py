@@ -12,10 +12,11 @@ from ..differentiation import MatrixFunction
 from ..domain import Reason, norm_bound
 from ..errors import CheckpointError, InputError
 from ..kernels import eager
+from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import Ladder, Rung
 
-# From this n on A² is formed before the depth is chosen: its norm is the sharper guide and the product is needed anyway.
+# From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 SQUARE_FIRST_N = 16
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
@@ -68,6 +69,7 @@ class EquivariantExponential(nn.Module):
         super().__init__()
         self.config = {"tiers": tiers, "max_squarings": max_squarings}
         self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
+        self._program: ExponentialProgram | None = None
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
             max_squarings,
@@ -175,6 +177,8 @@ class EquivariantExponential(nn.Module):
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
         plan = plan or self.plan(A, trust)
+        if A.shape[-1] == 1:
+            return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
         for rung, rows in plan.groups:
             tier = self.tiers[rung.tier]
@@ -185,6 +189,8 @@ class EquivariantExponential(nn.Module):
 
     def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
         """L(A, E) of the matrices inside; rows outside are left unset."""
+        if A.shape[-1] == 1:
+            return A.exp() * E
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
         for rung, rows in plan.groups:
             tier = self.tiers[rung.tier]
@@ -192,24 +198,23 @@ class EquivariantExponential(nn.Module):
             eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
-    def symbolic(self, A: Tensor) -> Tensor:
-        """exp(A) with no data-dependent control flow: what ``torch.compile`` and ``torch.export`` trace.
-
-        The deepest tier for all, squarings by mask.  A matrix beyond the domain comes back NaN, never wrong.
-        """
-        rung = self.ladder.rungs[-1]
-        norm = norm_bound(A)
-        deepest = self.ladder.radius / 2**rung.squarings
-        times = torch.ceil(torch.log2((norm / deepest).clamp_min(1.0)))
-        X = self.tiers[rung.tier](A * torch.exp2(-times)[..., None, None].to(A.dtype))
-        for k in range(rung.squarings):
-            X = torch.where((times > k)[..., None, None], X @ X, X)
-        return torch.where((norm <= self.ladder.radius)[..., None, None], X, torch.nan)
+    def program(self) -> ExponentialProgram:
+        """The deepest tier and all squarings as plain numbers, for tracing."""
+        if self._program is None:
+            rung = self.ladder.rungs[-1]
+            tier = self.tiers[rung.tier]
+            heads = tuple(
+                (tuple(tier.scores[h, : h + 1].tolist()), tuple(tier.values[h, : h + 1].tolist()))
+                for h in range(tier.products)
+            )
+            radius = self.ladder.radius / 2**rung.squarings
+            self._program = ExponentialProgram(heads, tuple(tier.readout.tolist()), radius, rung.squarings)
+        return self._program
 
     def forward(self, A: Tensor) -> Tensor:
         """exp(A), shape (*, n, n)."""
         if torch.compiler.is_compiling():
-            return self.symbolic(A)
+            return self.program()(A)
         return MatrixFunction.apply(A, Trusted(self))
 
 
