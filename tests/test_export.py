@@ -12,10 +12,12 @@ import pytest
 import torch
 from relu_cases import box_matrices, spd_matrices
 
+from neural_expm.checkpoints import save
 from neural_expm.errors import InputError
 from neural_expm.networks.relu import TrainedReLUNet
 from neural_expm.networks.relu_construction import ExpRecipe, SqrtRecipe
 from neural_expm.networks.relu_executor import ConstructedReLUNet
+from neural_expm.training.__main__ import main
 from neural_expm.training.export_c import constant_bytes, write_c
 from neural_expm.training.export_numpy import write_numpy
 from neural_expm.training.export_onnx import write_onnx
@@ -98,6 +100,19 @@ def test_c_file_includes_nothing_and_may_work_in_place(tmp_path):
     agree(buffer, network(A).numpy(), "float32")
 
 
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("name", ["expm-quadratic", "sqrtm-trained"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e30, -1.0])
+def test_c_file_comes_back_from_absurd_input_as_the_network_does(name, value, tmp_path):
+    network = NETWORKS[name]()
+    (source,) = write_c(program_of(network, name), tmp_path)
+    A = torch.eye(network.n) * value
+    answer = np.empty((network.n, network.n), dtype=np.float32)
+    function = getattr(compile_c(source), name.replace("-", "_"))
+    function(A.numpy().ctypes.data_as(ctypes.c_void_p), answer.ctypes.data_as(ctypes.c_void_p))
+    assert np.array_equal(np.isfinite(answer), network(A).isfinite().numpy())
+
+
 def test_numpy_runner_needs_no_torch_and_agrees(case, tmp_path):
     program, A, expected = case
     runner, _ = write_numpy(program, tmp_path)
@@ -136,3 +151,30 @@ def test_other_families_and_huge_networks_are_refused(tmp_path):
     big = ConstructedReLUNet(ExpRecipe(6, 1.0, 6, 3, 12))
     with pytest.raises(InputError, match="use --format c or numpy"):
         write_onnx(program_of(big, "big"), tmp_path)
+
+
+def test_command_writes_the_files_of_a_shipped_network(tmp_path, capsys):
+    for kind, suffix in (("c", ".c"), ("numpy", ".npz")):
+        assert main(["export", "expm-relu-proven-n2", "--format", kind, "--out", str(tmp_path / "new")]) == 0
+        assert (tmp_path / "new" / f"expm_relu_proven_n2{suffix}").exists()
+    assert "bytes of constants" in capsys.readouterr().out
+
+
+def test_command_takes_a_weight_file_and_quantizes(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save(trained("expm", 2), path, name="tiny", function="expm", family="relu")
+    assert main(["export", str(path), "--format", "c", "--weights", "int8", "--out", str(tmp_path)]) == 0
+    assert "static const signed char" in (tmp_path / "tiny_int8.c").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-model", "--format", "c"], "no checkpoint 'no-such-model'"),
+        (["missing.safetensors", "--format", "c"], "cannot read"),
+        (["expm-relu-proven-n2", "--format", "c", "--weights", "int8"], "would lose its proof"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments, message, capsys, tmp_path):
+    assert main(["export", *arguments, "--out", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err

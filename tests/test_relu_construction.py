@@ -223,7 +223,7 @@ def test_budget_buys_the_least_error():
 def test_float32_rounding_stays_below_its_estimate(recipe):
     exp = isinstance(recipe, ExpRecipe)
     A = (
-        box_matrices(recipe.n, recipe.radius, 100, 1)
+        box_matrices(recipe.n, recipe.radius, 25, 1)
         if exp
         else spd_matrices(recipe.n, recipe.low, 1.0, 200, 1)
     )
