@@ -40,7 +40,7 @@ static void dense(const $weight *w,$scale_parameter const $real *bias, int input
 """)
 
 _SPARSE = Template("""\
-static void sparse(const unsigned *row, const unsigned *column, const $real *value, const $real *bias, int
+static void sparse(const unsigned *row, const $index *column, const $real *value, const $real *bias, int
 outputs,
                    const $real *x, $real *y)
 {
@@ -163,7 +163,12 @@ def scratch_bytes(program: Program) -> int:
 
 def constant_bytes(program: Program) -> int:
     """Bytes of the weights and biases."""
-    return sum(layer.nbytes for layer in program.layers)
+    return sum(layer.nbytes(2 if _short(program) else 4) for layer in program.layers)
+
+
+def _short(program: Program) -> bool:
+    """Whether 16 bits hold the number of every neuron."""
+    return program.width <= 1 << 16
 
 
 def write_c(program: Program, folder: Path) -> list[Path]:
@@ -185,18 +190,20 @@ def write_c(program: Program, folder: Path) -> list[Path]:
         "linear": 1 if program.baseline >= 1 else 0,
         "quadratic": 0.5 if program.baseline >= 2 else 0,
     }
+    column = "unsigned short" if _short(program) else "unsigned"
     quantized = layers[0].scale is not None
     helper = _SPARSE if isinstance(layers[0].weights, sparse.csr_array) else _DENSE
     text = [
         _HEADER.substitute(names),
         helper.substitute(
             real=real,
+            index=column,
             weight="signed char" if quantized else real,
             scale_parameter=f" const {real} *scale," if quantized else "",
             times_scale=" * scale[i]" if quantized else "",
         ),
         _RELU.substitute(names),
-        *(part for index, layer in enumerate(layers) for part in _constants(layer, index, real)),
+        *(part for index, layer in enumerate(layers) for part in _constants(layer, index, real, column)),
         _perceptron(layers, real),
         _FRAMES[program.frame].substitute(names),
     ]
@@ -205,10 +212,10 @@ def write_c(program: Program, folder: Path) -> list[Path]:
     return [path]
 
 
-def _constants(layer: Layer, index: int, real: str) -> Iterable[str]:
+def _constants(layer: Layer, index: int, real: str, column: str) -> Iterable[str]:
     if isinstance(layer.weights, sparse.csr_array):
         yield _array("unsigned", f"row{index}", layer.weights.indptr)
-        yield _array("unsigned", f"column{index}", layer.weights.indices)
+        yield _array(column, f"column{index}", layer.weights.indices)
         yield _array(real, f"value{index}", layer.weights.data)
     else:
         yield _array(

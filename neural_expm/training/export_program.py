@@ -47,11 +47,11 @@ class Layer:
         """Weights that are stored."""
         return self.weights.nnz if isinstance(self.weights, sparse.csr_array) else self.weights.size
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the constants in the C file."""
+    def nbytes(self, index_bytes: int) -> int:
+        """Bytes of the constants in the C file, whose column indices take `index_bytes` each."""
         if isinstance(self.weights, sparse.csr_array):
-            return self.weights.nnz * (self.bias.itemsize + 4) + (self.outputs + 1) * 4 + self.bias.nbytes
+            entry = self.bias.itemsize + index_bytes
+            return self.weights.nnz * entry + (self.outputs + 1) * 4 + self.bias.nbytes
         return self.weights.nbytes + self.bias.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
