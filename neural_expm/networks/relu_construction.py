@@ -68,7 +68,7 @@ class ExpRecipe:
 
     def rounding(self, dtype: str = "float64") -> float:
         """Estimate of the rounding error over e^radius in `dtype`: not part of the proof."""
-        return _rounding(self, dtype)
+        return _rounding(replace(self, sawteeth=12), dtype)
 
     def layers(self) -> Layers:
         """The affine maps in order, a ReLU between each two; input and output are row-major."""
@@ -157,7 +157,7 @@ class SqrtRecipe:
 
     def rounding(self, dtype: str = "float64") -> float:
         """Estimate of the relative rounding error in `dtype`: not part of the proof."""
-        return _rounding(self, dtype)
+        return _rounding(replace(self, sawteeth=12), dtype)
 
     def layers(self) -> Layers:
         """The affine maps in order, a ReLU between each two; input and output are row-major."""
@@ -185,13 +185,14 @@ Recipe = ExpRecipe | SqrtRecipe
 
 
 @cache
-def _rounding(recipe: Recipe, dtype: str) -> float:
+def _rounding(coarse: Recipe, dtype: str) -> float:
     """Rounding as one more error of each scalar product: ROUNDING_PER_PRODUCT·u in place of 4^{−(m+1)}.
 
     The bound is linear where that is small, so its slope between two numbers of sawteeth is the sensitivity.
     """
-    coarse, fine = (replace(recipe, sawteeth=m).promise() for m in (12, 16))
-    return (coarse - fine) / (4.0**-13 - 4.0**-17) * ROUNDING_PER_PRODUCT * UNIT_ROUNDOFF[dtype]
+    fine = replace(coarse, sawteeth=coarse.sawteeth + 4)
+    change = 4.0 ** -(coarse.sawteeth + 1) - 4.0 ** -(fine.sawteeth + 1)
+    return (coarse.promise() - fine.promise()) / change * ROUNDING_PER_PRODUCT * UNIT_ROUNDOFF[dtype]
 
 
 def recipe_from_config(config: dict[str, Any]) -> Recipe:
