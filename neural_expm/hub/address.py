@@ -36,11 +36,24 @@ def as_path(text: str | os.PathLike[str]) -> Path | None:
     """The folder that ``text`` means, or None if it reads as a name or a Hub id.
 
     A string is a path if it looks like one (``./x``, ``../x``, ``/x``, ``~/x``, ``C:\\x``) or if it exists.
+
+    Raises:
+        InputError: it can be none of the three.
     """
-    if not isinstance(text, str):
-        return Path(text)
-    looks = text.startswith((".", "~")) or bool(PureWindowsPath(text).anchor) or text.endswith(("/", os.sep))
-    return Path(text).expanduser() if looks or os.path.exists(text) else None
+    if not isinstance(text, str | os.PathLike):
+        raise InputError(
+            f"{text!r} is no checkpoint; expected a shipped name, a folder or a Hub id 'org/name'"
+        )
+    name = os.fspath(text)
+    if "\0" in name:
+        raise InputError(f"{name!r} is neither a name nor a path: it has a null character")
+    looks = name.startswith((".", "~")) or bool(PureWindowsPath(name).anchor) or name.endswith(("/", os.sep))
+    if isinstance(text, str) and not looks and not os.path.exists(name):
+        return None
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name!r}: {error}; give the whole path") from error
 
 
 def as_hub_id(text: str, revision: str | None = None) -> HubId | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..manifest import Checkpoint
@@ -41,9 +41,8 @@ def model_card(record: Checkpoint) -> str:
         model_name=record.name,
         eval_results=results,
     )
-    rows = "\n".join(f"| {key} | {value:.3g} |" for key, value in _figures(record.measured))
-    measured = f"\n| measured | relative error |\n|---|---|\n{rows}\n" if rows else ""
-    conditions = ", ".join(f"{key}: {value}" for key, value in _conditions(record.measured))
+    measured = _table(("measured", "value"), [(key, _text(value)) for key, value in _leaves(record.measured)])
+    certified = "\n".join(_certificate(record.certificate))
     structure = f"\n{record.card}\n" if record.card else ""
     text = f"""---
 {data.to_yaml()}
@@ -74,8 +73,9 @@ is fetched once and then loaded from the cache without a request.
 ## Error
 
 Relative error ≤ {record.bound:.3g} on the domain: {record.bound_kind}, that is {PROMISE[record.bound_kind]}.
+
+{certified}
 {measured}
-{f"Conditions: {conditions}." if conditions else ""}
 
 ## Training
 
@@ -91,17 +91,36 @@ Licence: {record.license}.
     return str(ModelCard(text))
 
 
-def _figures(measured: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The measured errors: every float, with the keys that lead to it."""
+def _leaves(measured: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What was measured and how: every value that is no mapping, with the keys that lead to it."""
     for key, value in measured.items():
         if isinstance(value, Mapping):
-            yield from _figures(value, f"{prefix}{key} ")
-        elif isinstance(value, float):
+            yield from _leaves(value, f"{prefix}{key} ")
+        else:
             yield f"{prefix}{key}", value
 
 
-def _conditions(measured: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """How it was measured: what is no error, such as the distribution, the sample size and the seed."""
-    for key, value in measured.items():
-        if not isinstance(value, Mapping | float | list):
-            yield key, value
+def _figures(measured: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The measured figures alone, for the metadata of the card."""
+    return [(key, value) for key, value in _leaves(measured) if isinstance(value, float)]
+
+
+def _certificate(certificate: Mapping[str, Any]) -> Iterator[str]:
+    """What was proven: a list of rows as a table, anything else as a line."""
+    for key, value in certificate.items():
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            rows = [[_text(row.get(column, "")) for column in value[0]] for row in value]
+            yield _table([f"certified {key}: {next(iter(value[0]))}", *list(value[0])[1:]], rows)
+        else:
+            yield f"Certified {key}: {_text(value)}.\n"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value).replace("|", "\\|")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows] if rows else []
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -52,7 +52,9 @@ class Access:
         """Whether no request may be made."""
         from huggingface_hub import constants
 
-        return self.local_files_only or constants.HF_HUB_OFFLINE
+        # The variable too, not only what huggingface_hub read when it was imported.
+        now = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+        return self.local_files_only or now or constants.HF_HUB_OFFLINE
 
     @property
     def cache(self) -> Path:

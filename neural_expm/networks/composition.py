@@ -28,6 +28,7 @@ from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.symbolic import CompositionProgram
 from .exponential import Trusted
+from .pretrained import Pretrained
 
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
@@ -60,7 +61,7 @@ class Outcome:
         return self.details
 
 
-class _Composition(nn.Module):
+class _Composition(Pretrained, nn.Module):
     """What sign and the square root share: stages, scaling, passes, certificate."""
 
     family = "equivariant"

@@ -15,6 +15,7 @@ from ..kernels import eager
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import Ladder, Rung
+from .pretrained import Pretrained
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 SQUARE_FIRST_N = 16
@@ -47,7 +48,7 @@ class Plan:
         return self.details
 
 
-class EquivariantExponential(nn.Module):
+class EquivariantExponential(Pretrained, nn.Module):
     """exp(A) for any n, any batch shape, real or complex; exact weights, certified error.
 
     Args:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_expm.networks.pretrained import Pretrained
 from neural_expm.networks.transformer import apply_framed, build, build_frame
 
 
-class MLPNet(nn.Module):
+class MLPNet(Pretrained, nn.Module):
     """ReLU multilayer perceptron from (*, n, n) to (*, n, n), 1 ≤ n ≤ ``n_max``; entries padded to n_max².
 
     ``frame`` is as for :class:`TransformerNet`, so that the comparison is of the learned parts alone.

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import CheckpointError, InputError
+from .pretrained import Pretrained
 
 MAX_PARAMETERS = 20_000_000  # far above any compact network: a configuration beyond it is damaged
 
 
-class ReLUNet(nn.Module):
+class ReLUNet(Pretrained, nn.Module):
     """Common face of the ReLU networks: matrices of one fixed size n in, matrices of the same size out."""
 
     family = "relu"

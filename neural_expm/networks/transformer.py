@@ -18,6 +18,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from neural_expm.errors import CheckpointError, InputError
 from neural_expm.networks.encodings import ENCODINGS
 from neural_expm.networks.frames import FRAMES
+from neural_expm.networks.pretrained import Pretrained
 
 
 class Attention(nn.Module):
@@ -57,7 +58,7 @@ class Layer(nn.Module):
         return x + self.contract(gelu(self.expand(self.norm_feed(x)), approximate="tanh"))
 
 
-class TransformerNet(nn.Module):
+class TransformerNet(Pretrained, nn.Module):
     """Encoder–decoder transformer from (*, n, n) to (*, n, n), for 1 ≤ n ≤ ``n_max``.
 
     Parameters (all of them in ``config``)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_material import REPO, tiny_files, tiny_network
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neural_expm import hub
@@ -61,11 +61,17 @@ def test_what_the_hub_would_not_allow(text):
 
 
 @given(st.text(max_size=40))
+@settings(deadline=None)
 def test_any_string_is_a_name_a_folder_or_an_error_of_ours(text):
-    try:
-        as_hub_id(text, "main")
-    except NeuralExpmError:
-        return
+    for given_text in (text, f"./{text}", f"~{text}", f"org/{text}"):
+        with pytest.raises(NeuralExpmError):
+            hub.resolve(given_text, access=hub.Access(local_files_only=True))
+
+
+@pytest.mark.parametrize("model", [5, None, b"org/name", ["org/name"]])
+def test_what_is_no_string_is_said_to_be_none(model):
+    with pytest.raises(InputError, match="expected a shipped name"):
+        hub.load(model)
 
 
 def test_two_revisions_contradict():
