@@ -318,13 +318,13 @@ def test_processes_share_one_cache_and_the_environment_is_obeyed(server, publish
         "TQDM_POSITION": "-1",
     }  # the latter: a progress bar without a terminal
     processes = [in_a_process(home, REPO, **settings) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     assert [out.strip() for out, _ in outputs] == [published] * 2, outputs
     assert server.count("GET", "model.safetensors") == 1
     assert any("model.safetensors" in err for _, err in outputs)
     assert (home / "hub" / f"models--{REPO.replace('/', '--')}").is_dir()
     before = len(server.log)
-    out, err = in_a_process(home, REPO, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1").communicate(timeout=120)
+    out, err = in_a_process(home, REPO, HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1").communicate(timeout=300)
     assert out.strip() == published, err
     assert len(server.log) == before
 
@@ -338,7 +338,7 @@ def test_read_only_cache_serves_what_it_has(server, published, tmp_path):
     for path in (home, *home.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     process = in_a_process(home, pinned, REPO, prefix=UNPRIVILEGED, HF_ENDPOINT=server.url)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     for path in (home, *home.rglob("*")):
         path.chmod(0o755)
     assert out.split() == [published, published], err
