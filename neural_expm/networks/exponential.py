@@ -253,7 +253,7 @@ class Trusted:
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
-        plan = self.network.plan(flat, trust=True)
+        plan = self.network.outcome(flat, trust=True)
         return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
 
     def renewed(self) -> Trusted:
