@@ -2,6 +2,7 @@
 
 from .errors import (
     CheckpointError,
+    HubError,
     InputError,
     InputTypeError,
     ManifestError,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "HubError",
     "InputError",
     "InputTypeError",
     "ManifestError",

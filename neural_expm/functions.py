@@ -4,6 +4,7 @@ exact algorithm for the rows outside → report.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import validate
+from . import hub, validate
 from .checkpoints import load_record
 from .differentiation import MatrixFunction
 from .errors import InputError, UnknownModelError
@@ -24,7 +25,7 @@ from .route import Route, make_report
 def expm(
     A: Tensor,
     *,
-    model: str | Checkpoint | nn.Module | None = None,
+    model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
     return_report: bool = False,
@@ -33,7 +34,7 @@ def expm(
 
     Args:
         A: shape (\*, n, n); float16, bfloat16, float32, float64, complex64 or complex128; any strides.
-        model: a checkpoint by name, record or loaded module; None for the default of the dtype.
+        model: a checkpoint by name, folder, Hub id, record or loaded module; None for the default of the dtype.
         rtol: answer with the cheapest network whose promised relative error is at most this.
         outside: for a matrix outside the network's domain, ``"exact"`` (``torch.linalg.matrix_exp``), ``"raise"``,
             ``"nan"``, or ``"trust"`` (no check; works under ``torch.compile(fullgraph=True)`` and ``torch.export``).
@@ -56,7 +57,7 @@ def expm(
 def sign(
     A: Tensor,
     *,
-    model: str | Checkpoint | nn.Module | None = None,
+    model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
     return_report: bool = False,
@@ -86,7 +87,7 @@ def sign(
 def sqrtm(
     A: Tensor,
     *,
-    model: str | Checkpoint | nn.Module | None = None,
+    model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
     return_report: bool = False,
@@ -117,7 +118,7 @@ def explain(
     function: str,
     A: Tensor,
     *,
-    model: str | Checkpoint | nn.Module | None = None,
+    model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
 ) -> Report:
@@ -135,18 +136,48 @@ def explain(
     return make_report(function, outcome, name, kind, A.shape[:-2], outside)
 
 
-def load(name: str, dtype: torch.dtype | None = None) -> nn.Module:
+def load(
+    name: str | os.PathLike[str],
+    dtype: torch.dtype | None = None,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    endpoint: str | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> nn.Module:
     """A pretrained network: an ``nn.Module`` in eval mode; gradients flow to A and not to the weights.
 
     Args:
-        name: a checkpoint name, or ``"expm-equivariant"`` for the one of a dtype.
+        name: a shipped name, a folder, or a Hub id (``"org/name"``, ``"org/name@revision"``), tried in this order.
+            ``"expm-equivariant"`` means the one of a dtype.
         dtype: which precision such a short name means; None for ``torch.get_default_dtype()``.
+        revision: of a Hub repository: branch, tag or commit.
+        token: for private repositories; None for ``HF_TOKEN`` or ``hf auth login``, False for none.
+        cache_dir: of the Hub's files; None for the one in ``HF_HOME``.
+        endpoint: of the Hub; None for ``HF_ENDPOINT``.
+        local_files_only: make no request; always so under ``HF_HUB_OFFLINE=1``.
+        force_download: fetch again what the cache has.
+
+    Returns:
+        The network; its attribute ``checkpoint`` is the record of what was loaded.
 
     Raises:
-        UnknownModelError: no such checkpoint; the message lists those that exist.
-        CheckpointError: its weight file is missing, truncated or tampered with.
+        UnknownModelError: no such checkpoint, repository or revision; the message lists those that exist.
+        CheckpointError: its weights are missing, damaged, tampered with, or do not prove a bound called certified.
+        HubError: the Hub cannot be reached, or refuses.
+        InputError: the string is neither a name nor a folder nor a Hub id.
     """
-    return load_record(_record(name, dtype or torch.get_default_dtype()))
+    return hub.load(
+        _full_name(name, dtype or torch.get_default_dtype()),
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        endpoint=endpoint,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
 
 
 # --- the route --------------------------------------------------------------------------------------------------------
@@ -197,10 +228,14 @@ def _choose(
 
 
 # What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.
-_programs: dict[tuple[str, str | None, float | None, torch.dtype], Callable[[Tensor], Tensor]] = {}
+_programs: dict[
+    tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], Callable[[Tensor], Tensor]
+] = {}
 
 
-def _prepare_program(function: str, model: str | None, rtol: float | None, dtype: torch.dtype) -> bool:
+def _prepare_program(
+    function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
+) -> bool:
     _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()  # type: ignore[operator]
     return True
 
@@ -210,14 +245,26 @@ def _prepare_program(function: str, model: str | None, rtol: float | None, dtype
 _prepare_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=128)
 def _found(
-    function: str, model: str | None, rtol: float | None, dtype: torch.dtype
+    function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
 ) -> tuple[nn.Module, str, str]:
-    if model is None and rtol is not None and function == "expm":
+    name = model if model is None else _full_name(model, dtype)
+    if name is None or name in shipped():
+        return _shipped(function, name, rtol, dtype)
+    return _of_record(function, hub.resolve(name, refresh=False))
+
+
+@lru_cache(maxsize=128)
+def _shipped(
+    function: str, name: str | None, rtol: float | None, dtype: torch.dtype
+) -> tuple[nn.Module, str, str]:
+    if name is None and rtol is not None and function == "expm":
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
-    record = _record(model or f"{function}-equivariant", dtype)
+    return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
+
+
+def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
     if record.function != function:
         raise UnknownModelError(
             f"{function}: checkpoint {record.name!r} computes {record.function}; "
@@ -232,7 +279,7 @@ def _equivariant(name: str) -> EquivariantExponential:
     return network
 
 
-def _record(name: str, dtype: torch.dtype) -> Checkpoint:
-    """The record of a full name, or of a family name and a dtype."""
-    tiered = f"{name}-{str(dtype).removeprefix('torch.')}"
-    return shipped()[tiered] if tiered in shipped() else find(name)
+def _full_name(name: Any, dtype: torch.dtype) -> Any:
+    """A family name with its dtype, where such a checkpoint ships; anything else as it is."""
+    tiered = f"{name}-{str(dtype).removeprefix('torch.')}" if isinstance(name, str) else ""
+    return tiered if tiered in shipped() else name

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from ..certificate import ExponentialError, half_plane_radius
@@ -24,6 +25,7 @@ class Unproven(Exception):
     """What the weights do not prove, in words that follow "its weights do not prove it:"."""
 
 
+@lru_cache(maxsize=64)
 def prove(record: Checkpoint) -> Checkpoint:
     """The record, once its network has been built and a bound that it calls certified has been proven anew.
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import neural_expm
 from neural_expm import checkpoints, hub
 from neural_expm.checkpoints import fingerprint, load_record, serialize
-from neural_expm.errors import CheckpointError
+from neural_expm.errors import CheckpointError, UnknownModelError
 from neural_expm.hub.folder import write_folder
 from neural_expm.hub.proof import prove
 from neural_expm.manifest import Checkpoint, shipped
@@ -112,3 +113,74 @@ def test_pulled_checkpoint_answers_without_a_request(server, tmp_path):
     server.log.clear()
     hub.load(tmp_path / "sqrtm-equivariant")
     assert server.log == []
+
+
+@pytest.fixture
+def sign_id(server, capsys) -> str:
+    """The pinned Hub id of a published sign network."""
+    publish(["sign-equivariant", "--repo", "me/sign"])
+    out = capsys.readouterr().out
+    entry = json.loads(out[out.index("{") :])
+    server.log.clear()
+    return f"me/sign@{entry['revision']}"
+
+
+def test_public_functions_take_names_folders_and_hub_ids(server, sign_id, tmp_path):
+    A = inside(shipped()["sign-equivariant"])
+    expected = neural_expm.sign(A)
+    publish(["sign-equivariant", "--dry-run", "--folder", str(tmp_path / "mine")])
+    assert server.log == []
+    for model in ("sign-equivariant", str(tmp_path / "mine"), tmp_path / "mine"):
+        assert torch.equal(neural_expm.sign(A, model=model), expected)
+    assert server.log == []
+    for model in ("me/sign", sign_id):
+        value, report = neural_expm.sign(A, model=model, return_report=True)
+        assert torch.equal(value, expected)
+        assert report.bound_kind == "certified"
+    assert server.log
+
+
+def test_a_call_in_a_loop_asks_once(server, sign_id):
+    A = inside(shipped()["sign-equivariant"])
+    neural_expm.sign(A, model="me/sign")
+    before = len(server.log)
+    for _ in range(3):
+        neural_expm.sign(A, model="me/sign")
+    assert len(server.log) == before
+
+
+def test_a_folder_that_was_written_again_is_read_again(tmp_path):
+    from neural_expm.networks.composition import EquivariantSign
+
+    A = 0.01 * inside(shipped()["sign-equivariant"])
+    network = EquivariantSign.from_pretrained("sign-equivariant")
+    network.save_pretrained(tmp_path)
+    _, report = neural_expm.sign(A, model=tmp_path, return_report=True)
+    assert bool(report.inside.all())
+    record = shipped()["sqrtm-equivariant"]
+    write_folder(record, (record.root / record.file).read_bytes(), tmp_path)
+    with pytest.raises(UnknownModelError, match="computes sqrtm"):
+        neural_expm.sign(A, model=tmp_path)
+
+
+def test_nothing_else_reaches_the_network(server):
+    A = torch.eye(2)
+    neural_expm.expm(A)
+    neural_expm.sqrtm(A, model="sqrtm-equivariant")
+    neural_expm.load("expm-equivariant")
+    with pytest.raises(UnknownModelError, match="no checkpoint 'expm-unheard-of'"):
+        neural_expm.expm(A, model="expm-unheard-of")
+    assert server.log == []
+
+
+def test_public_load_takes_the_options_of_the_hub(server, sign_id):
+    repo, _, commit = sign_id.partition("@")
+    network = neural_expm.load(repo, revision=commit, token=False, endpoint=server.url)
+    assert network.checkpoint.revision == commit
+    server.log.clear()
+    assert neural_expm.load(sign_id, local_files_only=True) is network
+    assert server.log == []
+    A = inside(network.checkpoint).requires_grad_()
+    network(A).sum().backward()
+    assert A.grad is not None
+    assert all(not parameter.requires_grad for parameter in network.parameters())
