@@ -244,7 +244,9 @@ def polish(theta: list[int], products: int, radius: float, steps: int = 60) -> t
         The fitted fixed-point weights and ε on the grid.
     """
     z = _circle(products, radius)
-    terms = 2**products + 50 if products < 6 else 110
+    terms = min(
+        2**products + 50, 80
+    )  # each rounded to 2^−256, then multiplied by ρ^k: more terms lose digits
     powers = torch.stack([z**k for k in range(terms + 1)])
     inverse = torch.exp(-z)
 
