@@ -251,7 +251,12 @@ def _found(
     name = model if model is None else _full_name(model, dtype)
     if name is None or name in shipped():
         return _shipped(function, name, rtol, dtype)
-    return _of_record(function, hub.resolve(name, refresh=False))
+    network, _, kind = _of_record(function, hub.resolve(name, refresh=False))
+    return (
+        network,
+        str(name),
+        kind,
+    )  # as the user called it: a foreign record may bear the name of a shipped one
 
 
 @lru_cache(maxsize=128)

@@ -35,7 +35,8 @@ def _matches(pattern: str, text: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: isinstance(value, str) and compiled.fullmatch(value) is not None, text
 
 
-_TEXT: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, str), "a string")
+# No control characters but tab and newline, so that no record can steer the terminal that lists it.
+_TEXT = _matches(r"[^\x00-\x08\x0b-\x1f\x7f-\x9f]*", "text without control characters")
 _MAPPING: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, Mapping), "an object")
 # key of an entry → (test of its value, what the message says was expected)
 SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -219,3 +220,9 @@ def test_no_warning_in_plain_use(server, published):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hub.load(REPO)
+
+
+def test_threads_may_load_at_once(server, published):
+    with ThreadPoolExecutor(8) as pool:
+        values = list(pool.map(lambda _: hub.load(REPO)(A), range(8)))
+    assert all(torch.equal(value, tiny_network()(A)) for value in values)

@@ -215,6 +215,7 @@ def test_snapshot_of_the_cache_is_a_folder_too(server, published, tmp_path):
         (lambda entry: entry.update(dtype="complex9"), "dtype"),
         (lambda entry: entry.update(function="logm"), "function"),
         (lambda entry: entry.update(measured=[1]), "measured"),
+        (lambda entry: entry.update(card="\x1b[2Jfake"), "card .* expected text without control characters"),
         (lambda entry: entry.update(domain=5), "domain"),
         (lambda entry: entry.update(domain={"n": "all"}), "domain"),
         (lambda entry: entry.update(domain={"radius": "big"}), "domain"),

@@ -127,6 +127,12 @@ def test_show_prints_domain_bound_and_card(folder, capsys):
         assert text in out
 
 
+def test_show_prints_no_control_characters(tmp_path, capsys):
+    tiny_files(tmp_path / "x", measured={"note": "\x9b2Jfake", "p95": 0.1})
+    assert show([str(tmp_path / "x")]) == 0
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
+
+
 def test_commands_report_errors_in_one_line(server, tmp_path, capsys):
     assert training(["show", str(tmp_path / "absent")]) == 1
     assert str(tmp_path / "absent") in capsys.readouterr().err
