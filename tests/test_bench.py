@@ -138,6 +138,15 @@ def test_relative_error_is_the_largest_and_keeps_nan():
     assert not accuracy.Error(ours=float("nan"), baseline=1e-7, limit=1e-6, checked=2).passed
 
 
+def test_vanishing_derivative_is_judged_against_its_cotangent():
+    """Sign of a definite matrix is constant: a gradient of pure rounding is right there, and 1e-3 is wrong."""
+    workload = small("sign-symmetric-8-f64")
+    A, G = torch.eye(8, dtype=torch.float64)[None] * 0.5, workload.cotangent()[:1]
+    noise = 1e-15 * torch.ones_like(A)
+    assert accuracy.gradient_error(workload, A, G, noise, noise).passed
+    assert not accuracy.gradient_error(workload, A, G, 1e12 * noise, noise).passed
+
+
 # --- timing -------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ GRADIENT_FLOOR = {
     "sign": {torch.float32: 1e-3, torch.float64: 1e-10},
     "sqrtm": {torch.float32: 1e-3, torch.float64: 1e-10},
 }
+# A derivative this small beside its cotangent is zero up to the truth's own rounding.
+VANISHES = 1e-10
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,32 @@ def gradient_error(workload: Workload, A: Tensor, G: Tensor, ours: Tensor, basel
     """Errors of the gradient of Re⟨G, f(A)⟩."""
     rows = truth.sample(_flat(A), gradient=True)
     exact = truth.gradient(workload.function, _flat(A)[rows], _flat(G)[rows])
-    return _judge(exact, ours, baseline, rows, GRADIENT_FLOOR[workload.function])
+    unit = _frobenius(_flat(G)[rows].numpy())
+    return _judge(exact, ours, baseline, rows, GRADIENT_FLOOR[workload.function], unit)
 
 
-def relative_error(exact: np.ndarray, X: Tensor) -> float:
-    """Largest of the batch: ‖X − exact‖_F / ‖exact‖_F; NaN if any is."""
+def relative_error(exact: np.ndarray, X: Tensor, unit: np.ndarray | None = None) -> float:
+    """Largest of the batch: ‖X − exact‖_F / ‖exact‖_F; NaN if any is.
+
+    Where ‖exact‖_F is below VANISHES · unit, the error is relative to ``unit`` instead: the derivative of sign at a
+    definite matrix is zero, and no error is small beside that.
+    """
+    size = _frobenius(exact)
+    if unit is not None:
+        size = np.where(size > VANISHES * unit, size, unit)
     difference = exact - X.detach().resolve_conj().numpy().astype(exact.dtype)
-    return float(np.max(_frobenius(difference) / np.maximum(_frobenius(exact), 1e-300)))
+    return float(np.max(_frobenius(difference) / np.maximum(size, 1e-300)))
 
 
-def _judge(exact: np.ndarray, ours: Tensor, baseline: Tensor, rows: Tensor, floor: dict) -> Error:
-    errors = [relative_error(exact, _flat(X)[rows]) for X in (ours, baseline)]
+def _judge(
+    exact: np.ndarray,
+    ours: Tensor,
+    baseline: Tensor,
+    rows: Tensor,
+    floor: dict,
+    unit: np.ndarray | None = None,
+) -> Error:
+    errors = [relative_error(exact, _flat(X)[rows], unit) for X in (ours, baseline)]
     limit = max(FACTOR * errors[1], floor[ours.real.dtype if ours.is_complex() else ours.dtype])
     return Error(errors[0], errors[1], limit, len(rows))
 
