@@ -131,8 +131,7 @@ def explain(
     """
     network, name, kind = _choose(function, validate.matrix(A, function), model, rtol, outside)
     B = A.detach().to(validate.working_dtype(function, A.dtype))
-    flat = B.reshape(-1, *A.shape[-2:])
-    outcome = network.outcome(flat, outside == "trust") if flat.numel() else None
+    outcome = network.outcome(B.reshape(-1, *A.shape[-2:]), outside == "trust") if B.numel() else None
     return make_report(function, outcome, name, kind, A.shape[:-2], outside)
 
 

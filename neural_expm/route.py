@@ -39,9 +39,9 @@ class Route:
 
     def value(self, A: Tensor) -> Tensor:
         """f(A), shape (*, n, n)."""
-        flat = A.reshape(-1, *A.shape[-2:])
-        if not flat.numel():
+        if not A.numel():
             return A.clone()
+        flat = A.reshape(-1, *A.shape[-2:])
         result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
         if self.outcome.reason is not None and self.outside != "trust":
             self._settle(flat, result, A.shape[:-2])
@@ -53,9 +53,9 @@ class Route:
         Reached either for the matrices that :meth:`value` saw or for their adjoints, whose norms and certificates are
         the same, so that the outcome serves twice; or on a renewed route, where there is none yet.
         """
-        flat, direction = (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
-        if not flat.numel():
+        if not A.numel():
             return E.clone()
+        flat, direction = (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
         trust = self.outside == "trust"
         if self.outcome is None:
             self.outcome = self.network.outcome(flat, trust)

@@ -249,6 +249,8 @@ class Trusted:
         self.network = network
 
     def value(self, A: Tensor) -> Tensor:
+        if not A.numel():
+            return A.clone()
         return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:

@@ -105,6 +105,8 @@ class Ladder:
     def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
+        A deeper tier may serve a smaller matrix, but squarings beyond its own may not.
+
         Args:
             counts: matrices at each level.
 
@@ -118,6 +120,8 @@ class Ladder:
             rung = self.rungs[used[k - 1]]
             options = []
             for j in range(k):
+                if self.rungs[used[j]].squarings < rung.squarings:
+                    continue  # more squarings than a matrix needs would cost it digits
                 matrices = sum(counts[level] for level in used[j:k])
                 options.append((best[j][0] + GROUP_NS + matrices * rung.cost * per_product, j))
             best.append(min(options))

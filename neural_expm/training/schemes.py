@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .minimax import count, from_fixed, lift, polish, search, to_fixed
+from . import taylor
+from .minimax import count, polish, search, to_fixed
 
 # Coefficients c₁ … c₁₆ of the degree-15+ Taylor scheme in 4 products: Sastre, Ibáñez, Defez, "Boosting the computation
 # of the matrix exponential", Appl. Math. Comput. 340 (2019), table 4.
@@ -35,6 +37,11 @@ def random_starts(products: int, starts: int, seed: int) -> Tensor:
     return 0.5 * torch.randn(starts, count(products), dtype=torch.float64, generator=generator)
 
 
+# Radius on which the float64 schemes of 5 and 6 products are polished last.
+FARTHEST = {5: 2.117, 6: 4.118}
+
+
+@lru_cache(maxsize=8)
 def start(products: int, epsilon: float) -> tuple[list[int], float]:
     """A fixed-point start for tolerances below float64, and the radius to polish it on."""
     if products <= 3:
@@ -49,10 +56,11 @@ def start(products: int, epsilon: float) -> tuple[list[int], float]:
             wide = max(0.8 * wide, radius)
             theta, _ = polish(theta, products, wide)
         return theta, radius
-    theta, radius = to_fixed(sastre()), 0.69
-    theta, _ = polish(theta, 4, radius, 200)
-    for m in range(4, products):
-        theta = to_fixed(lift(from_fixed(theta)[0][None], m)[0])
-        radius *= 1.9
-        theta, _ = polish(theta, m + 1, radius, 150)
-    return theta, radius
+    if products == 4:
+        theta, radius = to_fixed(sastre()), 0.69
+        return polish(theta, 4, radius, 200)[0], radius
+    # A scheme that matches the Taylor series to high order, found from random starts, then pushed outwards.
+    theta, _ = taylor.start(5)
+    for _ in range(products - 5):
+        theta = taylor.lift_fixed(theta, 5)
+    return theta, FARTHEST[products]
