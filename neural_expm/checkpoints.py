@@ -149,8 +149,8 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = 
     with torch.inference_mode(False):
         network.load_state_dict(converted)
     network.eval().requires_grad_(False)
-    if hasattr(network, "program"):
-        network.program()  # made now, because a tracer cannot read weights into numbers
+    if callable(program := getattr(network, "program", None)):
+        program()  # made now, because a tracer cannot read weights into numbers
     return network
 
 

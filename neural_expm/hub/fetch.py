@@ -245,7 +245,8 @@ def _explain(error: Exception, source: HubId, file: str, access: Access) -> Neur
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
         return UnknownModelError(
-            f"{where}: no repository {source.repo!r}, or a private one; check the spelling, or {log_in}"
+            f"{where}: no repository {source.repo!r}, or a private one, and no such folder here; "
+            f"check the spelling, or {log_in}"
         )
     if status == 403:
         return HubError(f"{where}: your token may not read it (403); {log_in} of an account that may")
