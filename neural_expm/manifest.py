@@ -84,7 +84,8 @@ class Checkpoint:
         bound: relative error promised on ``domain`` before rounding (see ``bound_kind``).
         bound_kind: ``"certified"`` (proven, recomputable) or ``"statistical"`` (split-conformal, measured).
         file: weight file, relative to the manifest's folder of weights.
-        sha256, size: digest (hex) and bytes of that file, checked before anything is parsed.
+        sha256, size: digest (hex) and bytes of that file, checked before anything is parsed; ``save_pretrained``
+            fills them in.
         repo, revision: Hugging Face Hub repository and pinned 40-hex commit; empty while unpublished.
         trained_by: the one command that makes these weights again.
         license: SPDX identifier.
@@ -101,9 +102,9 @@ class Checkpoint:
     domain: Domain
     bound: float
     bound_kind: str
-    file: str
-    sha256: str
-    size: int
+    file: str = "model.safetensors"
+    sha256: str = ""
+    size: int = 0
     repo: str = ""
     revision: str = ""
     trained_by: str = ""

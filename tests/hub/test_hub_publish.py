@@ -12,8 +12,9 @@ from hub_material import REPO, TinyNet, tiny_checkpoint, tiny_files, tiny_networ
 from huggingface_hub import ModelCard
 
 from neural_expm import hub
+from neural_expm.domain import Domain
 from neural_expm.errors import CheckpointError, HubError, InputError
-from neural_expm.manifest import read_manifest
+from neural_expm.manifest import Checkpoint, read_manifest
 from neural_expm.training.__main__ import main as training
 from neural_expm.training.publish import list_checkpoints, publish, pull, show
 
@@ -190,14 +191,22 @@ def test_from_pretrained_gives_a_copy_of_its_own_class(server, published):
 
 
 def test_save_pretrained_round_trip(tmp_path):
-    record, _ = tiny_checkpoint()
     network = tiny_network(3)
     with pytest.raises(CheckpointError, match="no record"):
         network.save_pretrained(tmp_path / "saved")
+    record = Checkpoint(
+        name="mine",
+        function="expm",
+        family="equivariant",
+        dtype="float64",
+        domain=Domain(n=(2, 8), radius=2.0),
+        bound=0.03,
+        bound_kind="statistical",
+    )
     network.save_pretrained(tmp_path / "saved", checkpoint=record)
     again = TinyNet.from_pretrained(tmp_path / "saved")
     assert torch.equal(again(A), network(A))
-    assert again.checkpoint.domain == record.domain
+    assert (again.checkpoint.domain, again.checkpoint.bound) == (record.domain, record.bound)
     again.save_pretrained(tmp_path / "twice")
     twice = TinyNet.from_pretrained(tmp_path / "twice")
     assert replace(twice.checkpoint, root=again.checkpoint.root) == again.checkpoint
