@@ -59,16 +59,29 @@ def proven(results: dict[str, Any]) -> str:
 
 
 def footprint(results: dict[str, Any]) -> str:
-    """Exported C files: bytes and errors."""
-    header = ("checkpoint", "weights", "constants", "code", "scratch", "mean error", "p95", "proven")
+    """Exported C files, one row a checkpoint: bytes, errors, and what int8 weights change."""
+    header = ("checkpoint", "constants", "with int8", "code", "scratch", "error", "with int8")
+    int8 = {entry["name"]: entry for entry in results["rows"] if entry["weights"] == "int8"}
     rows = []
     for entry in results["rows"]:
-        measured = [
-            f"{entry[key]:.3%}" if entry[key] is not None else "" for key in ("mean_error", "p95_error")
-        ]
-        bound = "" if entry["proven_error"] is None else f"{entry['proven_error']:.1e}"
-        sizes = [f"{entry[key]:,} B" for key in ("constants", "code", "scratch")]
-        rows.append((f"`{entry['name']}`", entry["weights"], *sizes, *measured, bound))
+        if entry["weights"] == "int8":
+            continue
+        small = int8.get(entry["name"])
+        if small:
+            error = f"{entry['mean_error']:.2%} mean, {entry['p95_error']:.2%} p95"
+        else:
+            error = f"{entry['proven_error']:.1e} proven"
+        rows.append(
+            (
+                f"`{entry['name']}`",
+                f"{entry['constants']:,} B",
+                f"{small['constants']:,} B" if small else "",
+                f"{entry['code']:,} B",
+                f"{entry['scratch']:,} B",
+                error,
+                f"{small['mean_error']:.2%} mean" if small else "",
+            )
+        )
     return markdown(header, rows)
 
 
@@ -108,7 +121,7 @@ def filled(text: str) -> str:
     """`text` with every table of ours brought up to date."""
     for name, (file, table) in TABLES.items():
         content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)", re.S)
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
         text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
