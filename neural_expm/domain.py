@@ -65,6 +65,8 @@ class Domain:
         gap: symmetric: every eigenvalue has modulus ≥ gap · radius₀; spd: smallest ≥ gap · largest. 0 for no demand.
         scale_free: the function is homogeneous (sign, sqrtm), ``radius`` does not matter and gap is relative to the
             largest eigenvalue.
+        condition: general: A has eigenvectors, of unit length, with condition number ≤ condition · √n, and gap
+            speaks of |Re λ|. 0 for no demand.
     """
 
     n: tuple[int, int | None] = (0, None)
@@ -74,6 +76,7 @@ class Domain:
     complex: bool = True
     gap: float = 0.0
     scale_free: bool = False
+    condition: float = 0.0
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], name: str = "?") -> Domain:
@@ -172,7 +175,24 @@ def check(A: Tensor, domain: Domain) -> tuple[Tensor, Tensor]:
     reason = reason.masked_fill(open_, Reason.NORM)
     if domain.structure != "general":
         reason = _check_structure(A, domain, reason)
+    elif domain.condition:
+        reason = _check_eigenvectors(A, domain, reason)
     return reason, norm
+
+
+def _check_eigenvectors(A: Tensor, domain: Domain, reason: Tensor) -> Tensor:
+    """Distance of the spectrum from the imaginary axis, and conditioning of the eigenvectors."""
+    still = reason == Reason.INSIDE
+    if not bool(still.any()):
+        return reason
+    eigenvalues, vectors = torch.linalg.eig(A[still])
+    largest = eigenvalues.abs().amax(-1)
+    unit = largest if domain.scale_free else torch.full_like(largest, domain.radius)
+    # Unit columns are within √n of the best scaling (van der Sluis 1969).
+    condition = torch.linalg.cond(vectors)
+    good = (eigenvalues.real.abs().amin(-1) >= domain.gap * unit) & (largest > 0)
+    good &= condition <= domain.condition * A.shape[-1] ** 0.5
+    return reason.index_put((still,), torch.where(good, Reason.INSIDE, Reason.SPECTRUM).to(reason.dtype))
 
 
 def _check_structure(A: Tensor, domain: Domain, reason: Tensor) -> Tensor:

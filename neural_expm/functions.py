@@ -20,6 +20,7 @@ from .manifest import Checkpoint, find, list_models, shipped
 from .networks.exponential import EquivariantExponential, merged
 from .report import Report
 from .route import Route, make_report
+from .surrogate import Surrogate, cheaper_surrogate, through_network
 
 
 def expm(
@@ -28,6 +29,7 @@ def expm(
     model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
+    grad: str = "exact",
     return_report: bool = False,
 ) -> Tensor | tuple[Tensor, Report]:
     r"""Matrix exponential :math:`e^A`, differentiable to every order.
@@ -38,6 +40,9 @@ def expm(
         rtol: answer with the cheapest network whose promised relative error is at most this.
         outside: for a matrix outside the network's domain, ``"exact"`` (``torch.linalg.matrix_exp``), ``"raise"``,
             ``"nan"``, or ``"trust"`` (no check; works under ``torch.compile(fullgraph=True)`` and ``torch.export``).
+        grad: the derivative of a network whose bound is statistical: ``"exact"`` is the Fréchet derivative of the
+            function, through the default network; ``"network"`` is that of the network itself. The default
+            networks have only the former.
         return_report: also return a :class:`~neural_expm.report.Report`.
 
     Returns:
@@ -51,7 +56,7 @@ def expm(
     Error: ‖result − e^A‖₂ ≤ bound · ‖e^A‖₂ before rounding, with the bound of the report (DESIGN section 4; Higham,
     *Functions of Matrices*, section 4.8).  Classical equivalent: ``torch.linalg.matrix_exp``, ``scipy.linalg.expm``.
     """
-    return _apply("expm", A, model, rtol, outside, return_report)
+    return _apply("expm", A, model, rtol, outside, grad, return_report)
 
 
 def sign(
@@ -60,13 +65,14 @@ def sign(
     model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
+    grad: str = "exact",
     return_report: bool = False,
 ) -> Tensor | tuple[Tensor, Report]:
     r"""Matrix sign function: eigenvalues with Re λ > 0 go to 1, those with Re λ < 0 to −1.
 
     Args:
         A: shape (\*, n, n), as for :func:`expm`.
-        model, rtol, outside, return_report: as for :func:`expm`; the exact algorithm is scaled Newton with a
+        model, rtol, outside, grad, return_report: as for :func:`expm`; the exact algorithm is scaled Newton with a
             Schur–Parlett rescue.
 
     Returns:
@@ -81,7 +87,7 @@ def sign(
     is shown to keep the half-planes (DESIGN section 4).  Classical equivalent: ``scipy.linalg.signm``; Higham,
     *Functions of Matrices*, chapter 5.
     """
-    return _apply("sign", A, model, rtol, outside, return_report)
+    return _apply("sign", A, model, rtol, outside, grad, return_report)
 
 
 def sqrtm(
@@ -90,13 +96,14 @@ def sqrtm(
     model: str | os.PathLike[str] | Checkpoint | nn.Module | None = None,
     rtol: float | None = None,
     outside: str = "exact",
+    grad: str = "exact",
     return_report: bool = False,
 ) -> Tensor | tuple[Tensor, Report]:
     r"""Principal square root: the X with X² = A whose eigenvalues lie in the open right half-plane.
 
     Args:
         A: shape (\*, n, n), as for :func:`expm`.
-        model, rtol, outside, return_report: as for :func:`expm`; the exact algorithm is the product form of
+        model, rtol, outside, grad, return_report: as for :func:`expm`; the exact algorithm is the product form of
             Denman–Beavers with a Schur rescue.
 
     Returns:
@@ -111,7 +118,7 @@ def sqrtm(
     Error: as for :func:`sign`, of which it is the coupled form (Higham, *Functions of Matrices*, (5.4) and chapter 6).
     Classical equivalent: ``scipy.linalg.sqrtm``.
     """
-    return _apply("sqrtm", A, model, rtol, outside, return_report)
+    return _apply("sqrtm", A, model, rtol, outside, grad, return_report)
 
 
 def explain(
@@ -183,9 +190,10 @@ def load(
 
 
 def _apply(
-    function: str, A: Tensor, model: Any, rtol: float | None, outside: str, return_report: bool
+    function: str, A: Tensor, model: Any, rtol: float | None, outside: str, grad: str, return_report: bool
 ) -> Tensor | tuple[Tensor, Report]:
     validate.matrix(A, function)
+    validate.gradient(function, grad)
     B = A.to(validate.working_dtype(function, A.dtype))
     if torch.compiler.is_compiling() and outside == "trust":
         if return_report:
@@ -200,7 +208,8 @@ def _apply(
     network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
     if B.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None or _has_tangent(B):
-        result = MatrixFunction.apply(B, route)
+        through = grad == "network" and isinstance(network, Surrogate)
+        result = through_network(B, route) if through else MatrixFunction.apply(B, route)
     else:
         result = route.value(B)
     result = result.to(A.dtype)
@@ -219,10 +228,20 @@ def _choose(
 ) -> tuple[nn.Module, str, str]:
     """The network of a call, its name, and the kind of its bound."""
     validate.options(function, rtol, outside)
+    if isinstance(model, nn.Module) and not hasattr(model, "run_frechet"):
+        record = getattr(model, "checkpoint", None)
+        if record is None:
+            raise InputError(
+                f"{function}: a {type(model).__name__} made by hand does not know its domain; call the module "
+                "itself, or pass model= the name or record of a checkpoint"
+            )
+        return _surrogate(record, model), record.name, record.bound_kind
     if isinstance(model, nn.Module):
         return model, type(model).__name__, getattr(model, "bound_kind", "certified")
     if isinstance(model, Checkpoint):
-        return load_record(model), model.name, model.bound_kind
+        return _network(model), model.name, model.bound_kind
+    if model is None and rtol is not None and (cheaper := cheaper_surrogate(function, A, rtol)):
+        return _network(cheaper), cheaper.name, cheaper.bound_kind
     return _found(function, model, rtol, validate.real_dtype(validate.working_dtype(function, A.dtype)))
 
 
@@ -274,7 +293,19 @@ def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
             f"{function}: checkpoint {record.name!r} computes {record.function}; "
             f"choose one of {', '.join(r.name for r in list_models(function))}"
         )
-    return load_record(record), record.name, record.bound_kind
+    return _network(record), record.name, record.bound_kind
+
+
+def _network(record: Checkpoint) -> nn.Module:
+    """The network of a record; one without a proof gets the domain check and the exact derivative around it."""
+    network = load_record(record)
+    if hasattr(network, "run_frechet"):
+        return network
+    return _surrogate(record, network)
+
+
+def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
+    return Surrogate(record, network, lambda dtype: _shipped(record.function, None, None, dtype)[0])
 
 
 def _equivariant(name: str) -> EquivariantExponential:

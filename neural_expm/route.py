@@ -44,7 +44,7 @@ class Route:
         flat = A.reshape(-1, *A.shape[-2:])
         result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
         if self.outcome.reason is not None and self.outside != "trust":
-            self._settle(flat, result, A.shape[:-2])
+            self.settle(flat, result, A.shape[:-2])
         return result.reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Route:
                 result[rows] = torch.nan
         return result.reshape(E.shape)
 
-    def _settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:
+    def settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:
         """Fill in the rows outside, or raise for them."""
         rows = torch.nonzero(self.outcome.reason)[:, 0]
         if not rows.numel():

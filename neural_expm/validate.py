@@ -21,6 +21,7 @@ DOUBLE = {
     torch.complex64: torch.complex128,
 }
 OUTSIDE = ("exact", "raise", "nan", "trust")
+GRADIENTS = ("exact", "network")
 
 
 def matrix(A: Any, function: str) -> Tensor:
@@ -73,3 +74,13 @@ def options(function: str, rtol: float | None, outside: str) -> None:
         raise InputError(f"{function}: outside={outside!r}, expected one of {', '.join(map(repr, OUTSIDE))}")
     if rtol is not None and not (isinstance(rtol, (int, float)) and 0 < rtol < 1):
         raise InputError(f"{function}: rtol={rtol!r}, expected a relative error between 0 and 1")
+
+
+def gradient(function: str, grad: str) -> None:
+    """Check the choice of a derivative.
+
+    Raises:
+        InputError: ``grad`` is neither ``"exact"`` nor ``"network"``.
+    """
+    if grad not in GRADIENTS:
+        raise InputError(f"{function}: grad={grad!r}, expected one of {', '.join(map(repr, GRADIENTS))}")

@@ -30,6 +30,8 @@ class RawFrame(nn.Module):
     """No structure: the network sees A and returns f(A). The study uses it to compare encodings."""
 
     channels, cues = 1, 0
+    #: Whether ``finish`` ends with products that pull the sum of baseline and residual towards f(A).
+    polishes = False
 
     def __init__(self, symmetric: bool = False):
         super().__init__()
@@ -120,6 +122,7 @@ class HomogeneousFrame(RawFrame):
     """What sign and square root share: A is normalised, the network sees A and the baseline."""
 
     channels = 2
+    polishes = True
 
     def __init__(self, scale: float, steps: list[float], symmetric: bool = False):
         super().__init__(symmetric)

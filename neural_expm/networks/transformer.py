@@ -18,6 +18,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from neural_expm.errors import CheckpointError, InputError
 from neural_expm.networks.encodings import ENCODINGS
 from neural_expm.networks.frames import FRAMES
+from neural_expm.networks.numerals import NUMERALS, numeral_encoding
 from neural_expm.networks.pretrained import Pretrained
 
 
@@ -63,8 +64,9 @@ class TransformerNet(Pretrained, nn.Module):
 
     Parameters (all of them in ``config``)
     --------------------------------------
-    encoding: "flatten", "block" or "spectral"; frame: {"kind": …, parameters of that frame};
-    width: features of a token; heads; encoder_layers; decoder_layers; hidden: width of the feed-forward part.
+    encoding: "flatten", "block", "spectral", or a numeral encoding "p10", "p1000", "b1999", "fp15";
+    frame: {"kind": …, parameters of that frame}; width: features of a token; heads; encoder_layers;
+    decoder_layers; hidden: width of the feed-forward part.
 
     Raises :class:`CheckpointError` for a configuration that cannot be built and :class:`InputError` for a
     matrix that is not square or is larger than ``n_max``.
@@ -97,7 +99,8 @@ class TransformerNet(Pretrained, nn.Module):
             "hidden": hidden,
         }
         self.frame = build_frame(frame)
-        self.encoding = ENCODINGS[encoding](width, self.frame.channels, self.frame.cues, n_max)
+        chosen = numeral_encoding(encoding) if encoding in NUMERALS else ENCODINGS[encoding]
+        self.encoding = chosen(width, self.frame.channels, self.frame.cues, n_max)
         self.encoder = nn.ModuleList(Layer(width, heads, hidden, False) for _ in range(encoder_layers))
         self.decoder = nn.ModuleList(Layer(width, heads, hidden, True) for _ in range(decoder_layers))
         self.norm_source, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)

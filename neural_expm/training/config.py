@@ -37,6 +37,7 @@ class RunConfig:
     loss: str = (
         "log1p"  # mean of log(1 + error), calm where the error is large; or "mean" of the error itself
     )
+    raw_weight: float = 0.0  # weight of the same loss before the last products, where the frame has any
     precision: str = "float32"  # or "bfloat16": forward under autocast, weights and loss in float32
     validate_every: int = 500
     validate_count: int = 512

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from neural_expm.networks.transformer import apply_framed
 from neural_expm.training.config import RunConfig
@@ -49,13 +50,16 @@ def pairs(config: RunConfig, n: int, count: int, split: str) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def errors_of(function: Callable[[Tensor], Tensor], batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return relative errors (sizes, count) of a float32 function against float64 references."""
-    rows = []
+def errors_of(
+    function: Callable[[Tensor], Tensor], batches: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Return relative errors and d1, each (sizes, count), of a float32 function against float64 references."""
+    relative, d1 = [], []
     for matrices, values in batches:
-        output = torch.cat([function(part) for part in matrices.float().split(1024)])
-        rows.append(relative_error(output.double(), values))
-    return torch.stack(rows)
+        output = torch.cat([function(part) for part in matrices.float().split(1024)]).double()
+        relative.append(relative_error(output, values))
+        d1.append(d1_error(output, values))
+    return torch.stack(relative), torch.stack(d1)
 
 
 def d1_fractions(errors: Tensor) -> dict[str, float]:
@@ -82,17 +86,18 @@ def gradient_errors(net: nn.Module, config: RunConfig, count: int = GRADIENTS) -
     return summary(torch.cat(errors))
 
 
-def measure(net: nn.Module, config: RunConfig, count: int = COUNT) -> dict[str, Any]:
+def measure(net: Any, config: RunConfig, count: int = COUNT) -> dict[str, Any]:
     """Return everything that is published about one network, measured on the splits named above."""
     net.eval()
     calibration = [pairs(config, n, count, "calibration") for n in config.sizes]
     test = [pairs(config, n, count, "test") for n in config.sizes]
-    calibrated = errors_of(net, calibration).flatten()
+    calibrated = errors_of(net, calibration)[0].flatten()
     parts = {
         name: errors_of(functools.partial(apply_framed, net, network=on, polish=last), test)
         for name, (on, last) in PARTS.items()
+        if net.frame.polishes or not name.endswith("last products")
     }
-    errors = parts["network"]
+    errors, d1 = parts["network"]
     bounds = {f"{coverage:g}": conformal_bound(calibrated, coverage) for coverage in COVERAGES}
     return {
         "distribution": config.data[0],
@@ -102,17 +107,21 @@ def measure(net: nn.Module, config: RunConfig, count: int = COUNT) -> dict[str, 
         "seed": 0,
         "relative_error": summary(errors.flatten()),
         "mean_by_size": {str(n): float(row.mean()) for n, row in zip(config.sizes, errors, strict=True)},
-        "d1_within": d1_fractions(_d1(net, test)),
+        "d1_within": d1_fractions(d1),
         "conformal": bounds,
         "coverage": {key: covered(errors, bound) for key, bound in bounds.items()},
-        "parts": {name: summary(rows.flatten()) for name, rows in parts.items()},
+        "parts": {name: summary(rows.flatten()) for name, (rows, _) in parts.items()},
         "gradient_error": gradient_errors(net, config, min(count, GRADIENTS)),
+        "multiplications": {str(n): multiplications(net, n) for n in config.sizes},
     }
 
 
 @torch.no_grad()
-def _d1(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.cat([d1_error(net(matrices.float()).double(), values) for matrices, values in batches])
+def multiplications(net: nn.Module, n: int) -> int:
+    """Return the multiplications of one n × n matrix in matrix products and attention."""
+    with FlopCounterMode(display=False) as counter:
+        net(torch.eye(n).expand(1, n, n))
+    return counter.get_total_flops() // 2
 
 
 def scaled_exponential(net: nn.Module, matrices: Tensor, radius: float) -> Tensor:
@@ -140,7 +149,8 @@ def paper_setting(net: nn.Module, radius: float, count: int) -> dict[str, Any]:
     for n in (3, 4, 5):
         matrices, values = held_out("expm", "gaussian_symmetric", n, count)
         single = matrices.float()
-        outputs = {"transformer": scaled_exponential(net, single, radius), "equivariant": expm(single)}
+        default: Any = expm(single)
+        outputs = {"transformer": scaled_exponential(net, single, radius), "equivariant": default}
         result[str(n)] = {
             name: {
                 "d1_within": d1_fractions(d1_error(output.double(), values)),

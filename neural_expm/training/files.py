@@ -39,7 +39,7 @@ def write_aside(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_aside(
-        path, lambda aside: _write_text(aside, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        path, lambda aside: _write_text(aside, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     )
 
 

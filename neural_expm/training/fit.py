@@ -34,7 +34,7 @@ from neural_expm.training.progress import Progress
 FAMILIES = ("transformer", "mlp")
 
 
-def build_network(config: RunConfig) -> nn.Module:
+def build_network(config: RunConfig) -> Any:
     """Build the network of a run, its weights drawn from torch's current seed."""
     if config.family not in FAMILIES:
         raise TrainingError(f"cannot train family {config.family!r} here; use one of {', '.join(FAMILIES)}")
@@ -100,9 +100,17 @@ class Run:
         matrices, values = matrices.float(), values.float()
         low = config.precision == "bfloat16"
         with torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext():
-            output = self.net(matrices)
+            prepared = self.net.frame.prepare(matrices)
+            residual = self.net.residual(prepared.channels, prepared.cues)
+            loss = self._score(self.net.frame.finish(prepared, residual), values)
+            if config.raw_weight:
+                raw = self.net.frame.finish(prepared, residual, polish=False)
+                loss = loss + config.raw_weight * self._score(raw, values)
+        return loss
+
+    def _score(self, output: Tensor, values: Tensor) -> Tensor:
         error = relative_error(output.float(), values)
-        return (error.log1p() if config.loss == "log1p" else error).mean()
+        return (error.log1p() if self.config.loss == "log1p" else error).mean()
 
     def advance(self) -> float:
         """Make one optimiser step; returns the loss of the batch."""

@@ -41,9 +41,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "data": [{"distribution": "sign_symmetric", "gap": 0.2}],
         "batch": 128,
-        "steps": 4000,
+        "steps": 1500,
         "learning_rate": 1.5e-3,
         "warmup": 150,
+        "raw_weight": 0.1,
     },
     "sign-transformer-general": {
         "function": "sign",
@@ -60,9 +61,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "data": [{"distribution": "sign_general", "gap": 0.2, "condition": 5.0}],
         "batch": 128,
-        "steps": 5000,
+        "steps": 3000,
         "learning_rate": 1.5e-3,
         "warmup": 150,
+        "raw_weight": 0.3,
     },
     "sqrtm-transformer-block": {
         "function": "sqrtm",
@@ -72,9 +74,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         },
         "data": [{"distribution": "spd", "condition": 100.0}],
         "batch": 128,
-        "steps": 4000,
+        "steps": 2500,
         "learning_rate": 1.5e-3,
         "warmup": 150,
+        "raw_weight": 0.1,
     },
 }
 

@@ -27,7 +27,7 @@ from neural_expm.training.recipes import RECIPES, recipe
 DOMAINS: dict[str, dict[str, Any]] = {
     "ginibre": {"norm": "2", "radius": 2.0, "structure": "general"},
     "sign_symmetric": {"structure": "symmetric", "gap": 0.2, "scale_free": True},
-    "sign_general": {"structure": "general", "gap": 0.2, "scale_free": True},
+    "sign_general": {"structure": "general", "gap": 0.2, "scale_free": True, "condition": 5.0},
     "spd": {"structure": "spd", "gap": 0.01, "scale_free": True},
 }
 

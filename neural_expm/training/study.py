@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from neural_expm.networks.encodings import ENCODINGS
+from neural_expm.networks.numerals import NUMERALS
 from neural_expm.training.config import RunConfig
 from neural_expm.training.datasets import held_out
 from neural_expm.training.files import write_json
@@ -31,6 +32,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "sqrtm": {"distribution": "spd", "condition": 100.0},
 }
 MODELS = (*ENCODINGS, "auto", "mlp")
+ALL_MODELS = (*MODELS, *NUMERALS)
 SIZES = (4, 8)
 SEEDS = (0, 1, 2)
 #: Small enough that the slowest encoding still makes hundreds of steps on a small budget.
@@ -109,7 +111,7 @@ def table(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [c for c in cells if (c["function"], c["n"]) == (function, n)]
         errors = {
             model: statistics.mean(c["error"]["mean"] for c in mine if c["model"] == model)
-            for model in MODELS
+            for model in ALL_MODELS
             if any(c["model"] == model for c in mine)
         }
         encodings = {model: error for model, error in errors.items() if model in ENCODINGS}
@@ -135,17 +137,25 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
     functions = sorted({c["function"] for c in cells})
     sizes = sorted({c["n"] for c in cells})
+    models = [model for model in ALL_MODELS if any(c["model"] == model for c in cells)]
     figure, axes = plt.subplots(1, len(functions), figsize=(4.2 * len(functions), 3.6), squeeze=False)
     for axis, function in zip(axes[0], functions, strict=True):
-        for i, model in enumerate(MODELS):
+        for i, model in enumerate(models):
             for j, n in enumerate(sizes):
                 key = (function, n, model)
                 errors = [c["error"]["mean"] for c in cells if (c["function"], c["n"], c["model"]) == key]
                 if not errors:
                     continue
-                x = j + (i - (len(MODELS) - 1) / 2) * 0.16
+                x = j + (i - (len(models) - 1) / 2) * 0.8 / len(models)
                 label = model if j == 0 else None
-                axis.bar(x, statistics.mean(errors), width=0.15, color=f"C{i}", label=label, alpha=0.75)
+                axis.bar(
+                    x,
+                    statistics.mean(errors),
+                    width=0.75 / len(models),
+                    color=f"C{i}",
+                    label=label,
+                    alpha=0.75,
+                )
                 axis.plot([x] * len(errors), errors, "k.", markersize=3)
         axis.set_yscale("log")
         axis.set_xticks(range(len(sizes)), [f"n = {n}" for n in sizes])
@@ -161,12 +171,12 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m neural_expm.training study", description=__doc__)
     parser.add_argument("--budget", type=float, default=15.0, help="processor seconds a run")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=ALL_MODELS, default=list(MODELS))
     parser.add_argument("--functions", nargs="+", choices=sorted(TASKS), default=list(TASKS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transformer_study.json"))
-    parser.add_argument("--plot", type=Path, default=Path("benchmarks/transformer_study.png"))
+    parser.add_argument("--plot", type=Path, default=Path("benchmarks/results/transformer_study.png"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     cells: list[dict[str, Any]] = _finished(options.out, options.budget)
