@@ -31,7 +31,11 @@ def checkpoints(content: dict[str, Any]) -> str:
         if name == "paper":
             continue
         error = figures["relative_error"]
-        bounds = [f"{figures['conformal'][c]:.2%} ({figures['coverage'][c]:.2%})" for c in ("0.95", "0.99")]
+        bounds = []
+        for coverage in ("0.95", "0.99"):
+            bound = max(b[coverage] for b in figures["conformal_by_size"].values())
+            covers = [c[coverage] for c in figures["coverage_by_size"].values()]
+            bounds.append(f"{bound:.2%} ({min(covers):.1%}–{max(covers):.1%})")
         quantiles = [f"{error[key]:.3%}" for key in ("mean", "median", "p95")]
         parameters = {k: v for k, v in figures["distribution"].items() if k not in ("distribution", "weight")}
         on = ", ".join(

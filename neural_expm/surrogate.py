@@ -68,11 +68,17 @@ class Surrogate(nn.Module):
         super().__init__()
         self.record, self.network, self.default = record, network, default
 
+    def bound(self, n: int) -> float:
+        """The 99 % bound calibrated at this size where the record has one, else the bound of the record."""
+        return (
+            self.record.measured.get("conformal_by_size", {}).get(str(n), {}).get("0.99", self.record.bound)
+        )
+
     def outcome(self, A: Tensor, trust: bool = False) -> Outcome:
         """Membership of each of (batch, n, n) matrices; ``trust`` calls every one inside."""
-        if trust:
-            return Outcome(torch.zeros(A.shape[:1], dtype=torch.uint8, device=A.device), self.record.bound)
-        return Outcome(domain.check(A, self.record.domain)[0], self.record.bound)
+        inside = torch.zeros(A.shape[:1], dtype=torch.uint8, device=A.device)
+        reason = inside if trust else domain.check(A, self.record.domain)[0]
+        return Outcome(reason, self.bound(A.shape[-1]))
 
     def evaluate(self, A: Tensor) -> Tensor:
         """The network's value in A's dtype."""

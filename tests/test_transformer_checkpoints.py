@@ -46,9 +46,12 @@ def test_the_record_says_what_the_issue_of_a_figure_is(record):
     assert record.size <= 4_000_000
     assert measured["samples"] >= 100_000
     assert measured["calibration_samples"] >= 100_000
-    assert record.bound == measured["conformal"]["0.99"] > measured["conformal"]["0.95"]
-    for coverage in ("0.95", "0.99"):
-        assert abs(measured["coverage"][coverage] - float(coverage)) < 0.005
+    bounds = measured["conformal_by_size"].values()
+    assert record.bound == max(b["0.99"] for b in bounds) > max(b["0.95"] for b in bounds)
+    for found in measured["coverage_by_size"].values():
+        # 14 300 matrices of a size in either set: standard errors 0.0026 and 0.0012, five of them allowed.
+        assert abs(found["0.95"] - 0.95) < 0.013
+        assert abs(found["0.99"] - 0.99) < 0.006
     assert measured["parts"]["network"]["mean"] < measured["parts"]["baseline"]["mean"]
     assert record.trained_by.startswith("python -m neural_expm.training fit --recipe ")
     assert "baseline" in record.card
@@ -57,15 +60,16 @@ def test_the_record_says_what_the_issue_of_a_figure_is(record):
 @every_record
 @pytest.mark.parametrize("n", [2, 5, 8])
 def test_answers_keep_the_stated_bound(record, n):
-    """1 000 matrices of one size: the stated coverage holds over all sizes, so some slack for one of them."""
+    """1 000 matrices of one size: 99 % within the bound, give or take three standard errors."""
     matrices, values = pairs(record, n, 1000)
     result, report = FUNCTIONS[record.function](matrices.float(), model=record.name, return_report=True)
     assert report.inside.all()
     assert report.bound_kind == "statistical"
-    assert (report.bound == record.bound).all()
+    assert (report.bound == record.measured["conformal_by_size"][str(n)]["0.99"]).all()
+    assert (report.bound <= record.bound).all()
     assert "statistical" in str(report)
     errors = relative_error(result.double(), values)
-    assert (errors <= record.bound).double().mean() > 0.93
+    assert (errors <= report.bound[0]).double().mean() > 0.98
     assert errors.mean() < 3 * record.measured["relative_error"]["mean"]
 
 

@@ -91,14 +91,18 @@ def measure(net: Any, config: RunConfig, count: int = COUNT) -> dict[str, Any]:
     net.eval()
     calibration = [pairs(config, n, count, "calibration") for n in config.sizes]
     test = [pairs(config, n, count, "test") for n in config.sizes]
-    calibrated = errors_of(net, calibration)[0].flatten()
+    calibrated = errors_of(net, calibration)[0]
     parts = {
         name: errors_of(functools.partial(apply_framed, net, network=on, polish=last), test)
         for name, (on, last) in PARTS.items()
         if net.frame.polishes or not name.endswith("last products")
     }
     errors, d1 = parts["network"]
-    bounds = {f"{coverage:g}": conformal_bound(calibrated, coverage) for coverage in COVERAGES}
+    # A bound for each size: one for all would cover small n too often and n = 8 too seldom.
+    bounds = {
+        str(n): {f"{coverage:g}": conformal_bound(row, coverage) for coverage in COVERAGES}
+        for n, row in zip(config.sizes, calibrated, strict=True)
+    }
     return {
         "distribution": config.data[0],
         "sizes": config.sizes,
@@ -108,8 +112,11 @@ def measure(net: Any, config: RunConfig, count: int = COUNT) -> dict[str, Any]:
         "relative_error": summary(errors.flatten()),
         "mean_by_size": {str(n): float(row.mean()) for n, row in zip(config.sizes, errors, strict=True)},
         "d1_within": d1_fractions(d1),
-        "conformal": bounds,
-        "coverage": {key: covered(errors, bound) for key, bound in bounds.items()},
+        "conformal_by_size": bounds,
+        "coverage_by_size": {
+            n: {key: covered(row, bound) for key, bound in bounds[n].items()}
+            for n, row in zip(bounds, errors, strict=True)
+        },
         "parts": {name: summary(rows.flatten()) for name, (rows, _) in parts.items()},
         "gradient_error": gradient_errors(net, config, min(count, GRADIENTS)),
         "multiplications": {str(n): multiplications(net, n) for n in config.sizes},
