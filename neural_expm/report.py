@@ -25,6 +25,7 @@ class Report:
         bound: float64, relative error promised for the row, before rounding (certified: in the spectral norm for exp;
             in any norm for sign and sqrtm). 0 on the exact path, NaN where nothing is promised.
         products, squarings: matrix products of the network and squarings after it; 0 on the exact path.
+        kernel: ``"eager"`` (torch operations) or ``"compiled"`` (see ``kernels.available``): what computed the network.
     """
 
     function: str
@@ -36,6 +37,7 @@ class Report:
     products: Tensor
     squarings: Tensor
     outside: str = "exact"
+    kernel: str = "eager"
 
     @property
     def path(self) -> list[str] | str:
@@ -52,7 +54,8 @@ class Report:
         count = self.inside.numel()
         inside = int(self.inside.sum())
         lines = [
-            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
+            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} "
+            f"({self.bound_kind} bound, {self.kernel} kernel), "
             f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}",
             f"{'matrix':>10}  {'path':<8} {'products':>8} {'squarings':>9} {'bound':>9}  reason",
         ]

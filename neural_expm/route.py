@@ -133,6 +133,7 @@ def make_report(
         code.reshape(batch),
         **{key: value.reshape(batch) for key, value in values.items()},
         outside=outside,
+        kernel=getattr(outcome, "kernel", "eager"),
     )
 
 

@@ -52,6 +52,7 @@ class EquivariantTransformer(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=torch.float64)))
             self.register_buffer(f"{name}_low", torch.zeros(shape, dtype=torch.float64))
         self._packed: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        self._flat: dict[torch.dtype, Tensor] = {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,6 +93,13 @@ class EquivariantTransformer(nn.Module):
             ]
         return self._packed[key]
 
+    def flat(self, dtype: torch.dtype) -> Tensor:
+        """:meth:`packed` on the CPU, one row after another: m² + 2m − 1 numbers, as the compiled kernels read them."""
+        if dtype not in self._flat:
+            rows = self.packed(dtype, torch.device("cpu"))
+            self._flat[dtype] = torch.cat([row.reshape(-1) for row in rows])
+        return self._flat[dtype]
+
     @property
     def identity(self) -> float:
         """The read-out weight of X₀ = I."""
@@ -100,6 +108,7 @@ class EquivariantTransformer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._packed.clear()
+        self._flat.clear()
 
     def forward(self, A: Tensor) -> Tensor:
         """p(A), shape (*, n, n), by plain differentiable torch operations (trains, compiles and exports)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..differentiation import MatrixFunction
 from ..domain import Reason, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import eager
+from ..kernels import compiled, eager
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import Ladder, Rung
@@ -24,28 +24,56 @@ TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
 @dataclass
 class Plan:
-    """Who computes what: groups of rows with one rung each, and what the report says."""
+    """Who computes what, and what the report says: groups of rows with one rung each, or the rung of every row.
 
-    groups: list[tuple[Rung, Tensor | None]]
-    levels: Tensor | int
+    The eager kernel computes group by group; the compiled one sorts rows by itself and hands back ``levels``.
+    """
+
+    groups: list[tuple[Rung, Tensor | None]] | None
+    levels: (
+        Tensor | None
+    )  # of the compiled kernel: uint8 index of each row's rung, their number for rows outside
     ladder: Ladder
-    norm: Tensor
+    batch: int
+    device: torch.device
     reason: Tensor | None = None  # None: every matrix is inside
     squares: Tensor | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def kernel(self) -> str:
+        """Which kernel the plan was made for."""
+        return "eager" if self.levels is None else "compiled"
+
     def describe(self) -> dict[str, Tensor]:
         """``bound``, ``products`` and ``squarings`` of each matrix, as computed (after merging of groups)."""
         if not self.details:
-            shape, device = self.norm.shape, self.norm.device
-            bound = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
-            products = torch.zeros(shape, dtype=torch.int64, device=device)
-            squarings = torch.zeros(shape, dtype=torch.int64, device=device)
-            for rung, rows in self.groups:
+            bound = torch.full((self.batch,), torch.nan, dtype=torch.float64, device=self.device)
+            products = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+            squarings = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
+            for rung, rows in self.by_group():
                 at = slice(None) if rows is None else rows
                 bound[at], products[at], squarings[at] = rung.bound, rung.products, rung.squarings
             self.details = {"bound": bound, "products": products, "squarings": squarings}
         return self.details
+
+    def by_group(self) -> list[tuple[Rung, Tensor | None]]:
+        """The rows of each rung."""
+        if self.groups is None:
+            rungs = self.ladder.rungs
+            used = [level for level in self.levels.unique().tolist() if level < len(rungs)]
+            self.groups = [(rungs[level], torch.nonzero(self.levels == level)[:, 0]) for level in used]
+        return self.groups
+
+    def by_row(self) -> Tensor:
+        """The rung of each row."""
+        if self.levels is not None:
+            return self.levels
+        rungs = self.ladder.rungs
+        levels = torch.full((self.batch,), len(rungs), dtype=torch.uint8)
+        for rung, rows in self.groups or []:
+            levels[slice(None) if rows is None else rows] = rungs.index(rung)
+        return levels
 
 
 class EquivariantExponential(Pretrained, nn.Module):
@@ -71,6 +99,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         self.config = {"tiers": tiers, "max_squarings": max_squarings}
         self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: ExponentialProgram | None = None
+        self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
             max_squarings,
@@ -132,7 +161,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             else:
                 first = last = int(levels)
             if first == last < len(self.ladder.rungs):
-                return Plan([(self.ladder.rungs[last], None)], last, self.ladder, norm, squares=squares)
+                groups = [(self.ladder.rungs[last], None)]
+                return Plan(groups, None, self.ladder, A.shape[0], A.device, squares=squares)
         if levels is None:
             levels = self.ladder.levels(norm)
         return self._grouped(levels, norm, n, squares, trust)
@@ -161,41 +191,74 @@ class EquivariantExponential(Pretrained, nn.Module):
             else:
                 rows = torch.nonzero((levels >= first) & (levels <= last))[:, 0]
             groups.append((rungs[last], rows))
-        return Plan(groups, levels, self.ladder, norm, reason, squares)
+        return Plan(groups, None, self.ladder, norm.shape[0], norm.device, reason, squares)
 
     def outcome(self, A: Tensor, trust: bool = False) -> Plan:
         """What :meth:`run` would report, nothing computed."""
+        kernel = compiled.find(A)
+        if kernel is not None:
+            return self._run_compiled(kernel, A, trust, None)
         plan = self.plan(A, trust)
         plan.squares = None
         return plan
 
     # --- computing -------------------------------------------------------------------------------------------------
 
-    def run(self, A: Tensor, trust: bool = False, plan: Plan | None = None) -> tuple[Tensor, Plan]:
+    def run(self, A: Tensor, trust: bool = False) -> tuple[Tensor, Plan]:
         """Exp of the matrices inside; rows outside are left unset and named in ``plan.reason``.
 
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
-        plan = plan or self.plan(A, trust)
+        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        kernel = compiled.find(A)
+        if kernel is not None:
+            return out, self._run_compiled(kernel, A, trust, out)
+        plan = self.plan(A, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
-        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
-        for rung, rows in plan.groups:
+        for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
-            weights = tier.packed(A.real.dtype if A.is_complex() else A.dtype, A.device)
+            weights = tier.packed(A.dtype.to_real(), A.device)
             eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None
         return out, plan
+
+    def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
+        levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
+        reason = None
+        if outside:
+            rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
+            finite = torch.isfinite(norm_bound(A[rows]))
+            reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8)
+            reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
+        return Plan(None, levels, self.ladder, A.shape[0], A.device, reason)
+
+    def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
+        """The ladder for the compiled kernels, made anew after weights were loaded."""
+        flat = [tier.flat(dtype) for tier in self.tiers]
+        known = self._native.get(dtype)
+        if known is None or any(a is not b for a, b in zip(known[0], flat, strict=True)):
+            networks = [
+                (flat[rung.tier], self.tiers[rung.tier].identity, rung.squarings)
+                for rung in self.ladder.rungs
+            ]
+            known = flat, compiled.Rungs(torch.tensor(self.ladder.radii, dtype=dtype), networks)
+            self._native[dtype] = known
+        return known[1]
 
     def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
         """L(A, E) of the matrices inside; rows outside are left unset."""
         if A.shape[-1] == 1:
             return A.exp() * E
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
-        for rung, rows in plan.groups:
+        kernel = compiled.find(A)
+        if kernel is not None and compiled.readable(E):
+            kernel.frechet(A, E, self._rungs(A.dtype.to_real()), plan.by_row(), out)
+            return out
+        for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
-            weights = tier.packed(A.real.dtype if A.is_complex() else A.dtype, A.device)
+            weights = tier.packed(A.dtype.to_real(), A.device)
             eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
