@@ -14,6 +14,9 @@ to the cancellation in p(z)e^{−z} − 1.  They give two bounds:
 **sign.**  Each stage p_t of the composition is shown to keep the right half-plane on a half-disc, see
 :func:`half_plane_radius`; the run-time part is in ``networks/composition.py``.
 
+**Constructed ReLU networks.**  Theorems 1 and 2 of ``networks/relu_bounds.py``, recomputed from the recipe in 60-digit
+arithmetic by ``network.recipe.bound()``.
+
 Rounding is not in these bounds; it is measured and reported apart.
 """
 
