@@ -12,15 +12,17 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoints import load_record, locate, read_verified
+from ..checkpoints import fingerprint, load_record, locate, read_verified, serialize
 from ..errors import UnknownModelError
 from ..manifest import Checkpoint, shipped
+from ..networks.pretrained import Pretrained, Store
 from .address import HubId, as_hub_id, as_path
 from .fetch import Access, fetch_checked
-from .folder import CONFIG, MAX_CONFIG_BYTES, read_folder
+from .folder import CONFIG, MAX_CONFIG_BYTES, read_folder, write_folder
 from .proof import prove
+from .upload import upload
 
-__all__ = ["Access", "HubId", "load", "resolve"]
+__all__ = ["Access", "HubId", "load", "resolve", "save", "upload"]
 
 _known: dict[tuple[str, Access], Checkpoint] = {}
 
@@ -94,6 +96,33 @@ def load(
     """
     access = Access(token, cache_dir, endpoint, local_files_only, force_download)
     return load_record(resolve(name, revision=revision, access=access))
+
+
+def save(network: nn.Module, record: Checkpoint, folder: Path) -> Checkpoint:
+    """Write a network as a checkpoint folder: its weights as they are now, under the promise of ``record``.
+
+    Returns:
+        The record with the digest and size of these weights.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    content = serialize(network, name=record.name, function=record.function, family=record.family)
+    return write_folder(replace(record, **fingerprint(content)), content, folder)
+
+
+def _push(
+    folder: Path,
+    repo: str,
+    token: str | bool | None = None,
+    private: bool = False,
+    commit_message: str = "Upload checkpoint",
+) -> str:
+    return str(upload(folder, repo, Access(token), private=private, message=commit_message))
+
+
+# Networks lie below this module and do not import it: they are handed what their conventions need.
+Pretrained.store = Store(load, save, _push)
 
 
 def _from_folder(folder: Path) -> Checkpoint:

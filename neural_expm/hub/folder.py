@@ -15,6 +15,7 @@ from ..checkpoints import locate, write_atomically
 from ..errors import CheckpointError, ManifestError
 from ..manifest import FORMAT, Checkpoint
 from ..safetensors_header import strict_json
+from .card import model_card
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 MAX_CONFIG_BYTES = 2**18
@@ -65,8 +66,6 @@ def write_folder(record: Checkpoint, content: bytes, folder: Path) -> Checkpoint
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    from .card import model_card
-
     written = replace(record, file=WEIGHTS, root=folder)
     entry = {"format": FORMAT, **replace(written, repo="", revision="").to_json()}
     write_atomically(folder / WEIGHTS, content)

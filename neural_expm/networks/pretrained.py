@@ -3,24 +3,40 @@
 The methods have the names and arguments of ``huggingface_hub.PyTorchModelHubMixin``.  They are not inherited
 from it: that would import ``huggingface_hub`` with the package, and it checks neither digests nor the rest.
 
-A network does not depend on where it came from, so ``hub`` is imported only when one of these is called.
+A network does not know where weights come from: ``hub`` hands it a :class:`Store`.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
 
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..manifest import Checkpoint
+
+@dataclass(frozen=True)
+class Store:
+    """Where networks come from and go to: ``hub`` has the functions.
+
+    Attributes:
+        load: name, folder or Hub id, and options → the network.
+        save: network, record, folder → a checkpoint folder.
+        upload: folder, repository, and options → the pinned Hub id.
+    """
+
+    load: Callable[..., nn.Module]
+    save: Callable[[Any, Any, Path], Any]
+    upload: Callable[..., str]
 
 
 class Pretrained:
@@ -30,7 +46,8 @@ class Pretrained:
         checkpoint: the record that the weights were loaded with; None for a network made by hand.
     """
 
-    checkpoint: Checkpoint | None = None
+    checkpoint: Any = None
+    store: ClassVar[Store]
 
     @classmethod
     def from_pretrained(
@@ -56,9 +73,7 @@ class Pretrained:
         Raises:
             CheckpointError: the checkpoint holds a network of another class; or see ``neural_expm.load``.
         """
-        from .. import hub
-
-        network = hub.load(
+        network = cls.store.load(
             pretrained_model_name_or_path,
             revision=revision,
             token=token,
@@ -77,7 +92,7 @@ class Pretrained:
         self,
         save_directory: str | os.PathLike[str],
         *,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: Any = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
         **push_to_hub_kwargs: Any,
@@ -86,11 +101,11 @@ class Pretrained:
 
         Args:
             save_directory: made if it is not there.
-            checkpoint: what to promise (domain, bound, …); None for the record that it was loaded with.
-                Digest and size are those of the weights as they are now.
+            checkpoint: a ``neural_expm.Checkpoint`` with what to promise (domain, bound, …); None for the record
+                that the network was loaded with.  Digest and size are those of the weights as they are now.
             repo_id: with ``push_to_hub``, the repository; the name of the folder if not given.
             push_to_hub: upload the folder too.
-            **push_to_hub_kwargs: ``token``, ``private``, ``commit_message``, see :meth:`push_to_hub`.
+            **push_to_hub_kwargs: ``token``, ``private``, ``commit_message``.
 
         Returns:
             The pinned Hub id if pushed, else None.
@@ -98,25 +113,19 @@ class Pretrained:
         Raises:
             CheckpointError: it is not known what the network promises, or the folder cannot be written.
         """
-        from ..checkpoints import fingerprint, serialize
-        from ..hub.folder import write_folder
-
         record = checkpoint or self.checkpoint
         if record is None:
             raise CheckpointError(
                 f"this {type(self).__name__} has no record of its domain and error bound; "
-                "give checkpoint=neural_expm.manifest.Checkpoint(…)"
+                "give checkpoint=neural_expm.Checkpoint(…)"
             )
         folder = Path(save_directory)
-        content = serialize(self, name=record.name, function=record.function, family=record.family)  # type: ignore[arg-type]
-        write_folder(dataclasses.replace(record, **fingerprint(content)), content, folder)
+        self.store.save(self, record, folder)
         if not push_to_hub:
             return None
-        return self._upload(folder, repo_id or folder.resolve().name, **push_to_hub_kwargs)
+        return self.store.upload(folder, repo_id or folder.resolve().name, **push_to_hub_kwargs)
 
-    def push_to_hub(
-        self, repo_id: str, *, checkpoint: Checkpoint | None = None, **options: Any
-    ) -> str | None:
+    def push_to_hub(self, repo_id: str, *, checkpoint: Any = None, **options: Any) -> str | None:
         """Upload to the Hub.
 
         Args:
@@ -134,16 +143,3 @@ class Pretrained:
             return self.save_pretrained(
                 folder, checkpoint=checkpoint, repo_id=repo_id, push_to_hub=True, **options
             )
-
-    @staticmethod
-    def _upload(
-        folder: Path,
-        repo: str,
-        token: str | bool | None = None,
-        private: bool = False,
-        commit_message: str = "Upload checkpoint",
-    ) -> str:
-        from ..hub.fetch import Access
-        from ..hub.upload import upload
-
-        return str(upload(folder, repo, Access(token), private=private, message=commit_message))
