@@ -94,7 +94,7 @@ def filled(text: str) -> str:
         if not (RESULTS / file).exists():
             continue
         content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)", re.S)
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
         text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
