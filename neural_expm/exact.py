@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -131,6 +130,8 @@ def _sign_triangular(T: np.ndarray) -> np.ndarray:
 
 
 def _sign_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
+    import scipy.linalg  # here and below: most programs never need a rescue, and the import is slow
+
     T, Z = scipy.linalg.schur(A.astype(np.complex128), output="complex")
     if np.any(np.abs(np.diag(T).real) <= tolerance * max(np.linalg.norm(T), np.finfo(float).tiny)):
         return None
@@ -209,6 +210,8 @@ def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
     size = max(np.linalg.norm(A), np.finfo(float).tiny)
     if np.any((values.real <= tolerance * size) & (np.abs(values.imag) <= tolerance * size)):
         return None
+    import scipy.linalg
+
     return scipy.linalg.sqrtm(A)
 
 
@@ -231,6 +234,8 @@ def sylvester(N: Tensor, C: Tensor) -> Tensor:
     residual = _norm(N @ L + L @ N - C) / (_norm(N) * _norm(L) + _norm(C)).clamp_min(1e-300)
     known = torch.isfinite(N).flatten(1).all(1) & torch.isfinite(C).flatten(1).all(1)
     for i in torch.nonzero(known & ~(residual <= TRUSTED_RESIDUAL[_real(N.dtype)])).flatten().tolist():
+        import scipy.linalg
+
         left, right = (X[i].detach().cpu().numpy() for X in (N, C))
         L[i] = torch.from_numpy(np.asarray(scipy.linalg.solve_sylvester(left, left, right))).to(L)
     return torch.where(known[:, None, None], L, torch.nan)

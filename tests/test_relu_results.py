@@ -32,6 +32,7 @@ def test_no_search_broke_a_bound_and_no_bound_is_vacuous():
     for row in BOUNDS["tightness"]:
         assert 1.0 <= row["bound_over_worst"] <= 100.0
 
+
 def test_readme_tables_come_from_the_results(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     from relu_tables import filled
