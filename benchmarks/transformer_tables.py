@@ -69,14 +69,20 @@ def paper(content: dict[str, Any]) -> str:
 
 def study(content: dict[str, Any]) -> str:
     """Mean errors of the study, a row a function and size."""
-    models = sorted({model for row in content["table"] for model in row["mean_error"]})
+    models = list(content["table"][0]["mean_error"])
     rows = []
     for row in content["table"]:
-        errors = [f"{row['mean_error'][m]:.2%}" if m in row["mean_error"] else "" for m in models]
+        errors = [f"{row['mean_error'][model]:.2%}" for model in models]
         rows.append(
             (row["function"], str(row["n"]), *errors, row["best_encoding"], ", ".join(row["auto_chose"]))
         )
     return markdown(("function", "n", *models, "best", "`auto` chose"), rows)
+
+
+def numerals(content: dict[str, Any]) -> str:
+    """Mean error of each numeral encoding, and the steps that its budget bought."""
+    rows = [(f"`{c['model']}`", str(c["steps"]), f"{c['error']['mean']:.2%}") for c in content["cells"]]
+    return markdown(("encoding", "steps", "mean error"), rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -84,7 +90,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "transformer-parts": ("transformer.json", parts),
     "transformer-paper": ("transformer.json", paper),
     "transformer-study": ("transformer_study.json", study),
-    "transformer-numerals": ("transformer_numerals.json", study),
+    "transformer-numerals": ("transformer_numerals.json", numerals),
 }
 
 
