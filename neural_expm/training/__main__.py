@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": (f"{_PACKAGE}.study:main", "compare encodings, functions and families on equal budgets"),
     "equivariant": (f"{_PACKAGE}.equivariant:main", "fit and certify an equivariant network"),
     "relu": (f"{_PACKAGE}.relu:main", "build and train ReLU networks"),
-    "export": (f"{_PACKAGE}.export:main", "export a checkpoint to ONNX or torch.export"),
+    "export": (f"{_PACKAGE}.export:main", "write a ReLU checkpoint as C99, ONNX or a numpy runner"),
     "publish": (f"{_PACKAGE}.publish:publish", "upload checkpoints to a Hub"),
     "pull": (f"{_PACKAGE}.publish:pull", "fetch checkpoints from a Hub into the local cache"),
     "list": (f"{_PACKAGE}.publish:list_checkpoints", "list the checkpoints of the manifest"),
