@@ -34,6 +34,8 @@ TRAINED = {
     for function in ("expm", "sqrtm")
     for n in (2, 3, 4)
     for label, (budget, steps) in _BUDGETS.items()
+    if (n, label)
+    != (2, "200k")  # four numbers in, 0.02 % with 50k: a larger network has nothing left to gain
 }
 
 CARDS = {
