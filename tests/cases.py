@@ -55,7 +55,7 @@ def adversarial(n: int = 4) -> dict[str, Tensor]:
 
 
 def mp_expm(A: Tensor, digits: int = 50) -> Tensor:
-    """exp by mpmath at 50 digits, rounded to the dtype of A (float64 or complex128)."""
+    """The exponential by mpmath at 50 digits, rounded to the dtype of A (float64 or complex128)."""
     with mpmath.workdps(digits):
         exact = mpmath.expm(mpmath.matrix(A.tolist()), method="taylor")
         rows = [[complex(exact[i, j]) for j in range(A.shape[1])] for i in range(A.shape[0])]

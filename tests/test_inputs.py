@@ -154,7 +154,7 @@ def test_functions_that_do_not_exist_say_where():
 
 def test_options():
     A = torch.eye(2)
-    with pytest.raises(UnknownModelError, match="'expm-nonsense'.*expm-equivariant-float32"):
+    with pytest.raises(UnknownModelError, match=r"'expm-nonsense'.*expm-equivariant-float32"):
         neural_expm.expm(A, model="expm-nonsense")
     with pytest.raises(UnknownModelError, match="computes sign"):
         neural_expm.expm(A, model="sign-equivariant")
@@ -180,4 +180,5 @@ def test_report_and_explain_agree_and_can_be_read():
     single = neural_expm.explain("expm", A[0, 0])
     assert single.path == "network"
     assert single.inside.shape == ()
-    assert bool((report.bound > 0).all()) and bool((report.bound < 1e-14).all())
+    assert bool((report.bound > 0).all())
+    assert bool((report.bound < 1e-14).all())

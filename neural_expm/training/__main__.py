@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": (f"{_PACKAGE}.evaluate:main", "measure a checkpoint: quantiles, conformal bounds, gradients"),
     "study": (f"{_PACKAGE}.study:main", "compare encodings, functions and families on equal budgets"),
     "equivariant": (f"{_PACKAGE}.equivariant:main", "fit and certify an equivariant network"),
+    "composition": (f"{_PACKAGE}.composition:main", "make the sign and square root compositions"),
     "relu": (f"{_PACKAGE}.relu:main", "build and train ReLU networks"),
     "export": (f"{_PACKAGE}.export:main", "write a ReLU checkpoint as C99, ONNX or a numpy runner"),
     "publish": (f"{_PACKAGE}.publish:publish", "upload checkpoints to a Hub"),
