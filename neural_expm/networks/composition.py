@@ -33,6 +33,7 @@ from .pretrained import Pretrained
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
 ACCEPTED = 16.0
+LARGEST_RESIDUAL = 1e-3  # so that the bound of any accepted matrix is below the one in the manifest
 
 
 @dataclass
@@ -178,7 +179,7 @@ class _Composition(Pretrained, nn.Module):
 
     def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
         eps = torch.finfo(size.dtype).eps
-        return (ACCEPTED * A.shape[-1] * eps * size).clamp_max(0.1)
+        return (ACCEPTED * A.shape[-1] * eps * size).clamp_max(LARGEST_RESIDUAL)
 
     def _run_rows(self, A, rows, structure, out, outcome, kept) -> None:
         layout = layout_for(A.shape[-1], A.shape[0] if rows is None else rows.shape[0])
