@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +16,13 @@ from ..errors import CheckpointError, InputError
 from ..kernels import compiled, eager
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
-from .ladder import Ladder, Rung
+from .ladder import MAJORANT_RATIO, Ladder, Rung
 from .pretrained import Pretrained
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 SQUARE_FIRST_N = 16
+# Up to this n the Frobenius norm alone is the guide: at most 2‖A‖₂, and the sharper bound costs more than a product.
+FROBENIUS_N = 4
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
 
@@ -146,26 +150,36 @@ class EquivariantExponential(Pretrained, nn.Module):
             A: shape (batch, n, n).
             trust: never call a matrix outside: what no rung serves gets the last one.
         """
-        n = A.shape[-1]
-        norm = norm_bound(A)
-        squares = None
-        if n >= SQUARE_FIRST_N and A.shape[0]:
-            squares = torch.bmm(A, A)
-            levels = self._sharper_levels(A, squares, norm)
-        else:
-            levels = None
-        if A.shape[0] == 1 or levels is None:
-            low, high = (float(x) for x in torch.aminmax(norm)) if A.shape[0] else (0.0, 0.0)
-            if levels is None:
-                first, last = self.ladder.level(low), self.ladder.level(high)
-            else:
-                first = last = int(levels)
-            if first == last < len(self.ladder.rungs):
-                groups = [(self.ladder.rungs[last], None)]
-                return Plan(groups, None, self.ladder, A.shape[0], A.device, squares=squares)
-        if levels is None:
-            levels = self.ladder.levels(norm)
-        return self._grouped(levels, norm, n, squares, trust)
+        count, n = A.shape[:2]
+        squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
+        norm = torch.linalg.vector_norm(A, dim=(-2, -1))
+        if count == 1:
+            level = self._level_of_one(A, float(norm), squares)
+            if level < len(self.ladder.rungs):
+                return Plan(
+                    [(self.ladder.rungs[level], None)], None, self.ladder, count, A.device, squares=squares
+                )
+        low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
+        if n > FROBENIUS_N or not high <= self.radius:
+            norm = norm_bound(A)
+            low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
+        if squares is not None:
+            return self._grouped(self._sharper_levels(A, squares, norm), norm, n, squares, trust)
+        first, last = self.ladder.level(low), self.ladder.level(high)
+        if first == last < len(self.ladder.rungs):
+            return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
+        return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
+
+    def _level_of_one(self, A: Tensor, frobenius: float, squares: Tensor | None) -> int:
+        """The level of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
+        level = self.ladder.level(frobenius)
+        if squares is not None:
+            root = math.sqrt(float(torch.linalg.vector_norm(squares)))
+            if frobenius <= MAJORANT_RATIO * root:
+                level = min(level, bisect_left(self.ladder.majorant_radii, root))
+        if level and (A.shape[-1] > FROBENIUS_N or level == len(self.ladder.rungs)):
+            level = min(level, self.ladder.level(float(norm_bound(A))))
+        return level
 
     def _sharper_levels(self, A: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
         frobenius = torch.linalg.vector_norm(A, dim=(-2, -1))
