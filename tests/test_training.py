@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_weights(tmp_path):
 
 def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     """SIGKILL in the middle of a run, then --resume: bit for bit the weights of a run never broken."""
-    long = {**TINY, "steps": 200, "validate_every": 1000}
+    long = {**TINY, "steps": 100, "validate_every": 1000}
     path = tmp_path / "run.json"
     path.write_text(json.dumps(long))
     folder = tmp_path / "killed"
@@ -90,10 +90,10 @@ def test_a_killed_run_resumes_to_the_same_weights(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     saved = torch.load(folder / "state.pt", weights_only=True)["step"]
-    assert 0 < saved < 200, "the run must have been killed on its way"
+    assert 0 < saved < 100, "the run must have been killed on its way"
     resumed = fit(RunConfig.from_dict(long), folder, resume=True, quiet=True)
     unbroken = fit(RunConfig.from_dict(long), tmp_path / "whole", quiet=True)
-    assert resumed.step == unbroken.step == 200
+    assert resumed.step == unbroken.step == 100
     assert torch.equal(weights(resumed), weights(unbroken))
 
 
@@ -192,6 +192,23 @@ def test_a_diverging_run_stops_with_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "loss", lambda rank: next(run.net.parameters()).sum() * float("nan"))
     with pytest.raises(TrainingError, match="lower learning_rate"):
         run.advance()
+
+
+def test_auto_races_the_encodings_once(tmp_path, capsys):
+    path, folder = tmp_path / "run.json", tmp_path / "run"
+    network = {**TINY["network"], "encoding": "auto"}
+    path.write_text(json.dumps({**TINY, "network": network, "steps": 40}))
+    arguments = ["fit", "--config", str(path), "--folder", str(folder)]
+    assert command_line.main(arguments) == 0
+    record = json.loads((folder / "auto.json").read_text())
+    assert record["chosen"] == min(record["mean_error"], key=record["mean_error"].get)
+    state = torch.load(folder / "state.pt", weights_only=True)
+    assert state["config"]["network"]["encoding"] == record["chosen"]
+    assert state["step"] == 40 - 3 * 4, "the race is paid from the run's own steps"
+    assert command_line.main([*arguments, "--resume"]) == 0
+    (folder / "auto.json").write_text("{}")
+    assert command_line.main([*arguments, "--resume"]) == 1
+    assert "does not say which encoding won" in capsys.readouterr().err
 
 
 def test_the_log_is_json_with_error_quantiles(tmp_path):

@@ -205,16 +205,18 @@ def fit(config: RunConfig, folder: Path, resume: bool = False, quiet: bool = Fal
     lead = run.rank == 0
     progress = Progress(config.steps, run.step, folder / "log.jsonl") if lead and not quiet else None
     recent = 0.0
+    quantiles: dict[str, float] = {}
     began = time.monotonic()
     while run.step < config.steps:
         loss = run.advance()
         recent = loss if recent == 0.0 else 0.98 * recent + 0.02 * loss
         last = run.step == config.steps
         if progress is not None:
-            progress.update(run.step, loss=recent)
+            progress.update(run.step, loss=recent, **quantiles)
             if last or run.step % config.validate_every == 0 or run.step in (10, 100):
-                facts: dict[str, Any] = {"loss": recent, **run.validate()}
-                progress.record(run.step, **facts, seconds=round(time.monotonic() - began, 1))
+                quantiles = run.validate()
+                seconds = round(time.monotonic() - began, 1)
+                progress.record(run.step, loss=recent, **quantiles, seconds=seconds)
         if lead and (last or run.step % config.save_every == 0):
             run.save()
     return run
@@ -234,6 +236,7 @@ def process_group() -> Iterator[None]:
 
 
 def main(argv: list[str]) -> int:
+    from neural_expm.training.auto import resolve
     from neural_expm.training.recipes import RECIPES, recipe
 
     parser = argparse.ArgumentParser(prog="python -m neural_expm.training fit", description=__doc__)
@@ -247,5 +250,7 @@ def main(argv: list[str]) -> int:
     folder = options.folder or Path("runs") / config.name
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with process_group():
+        if config.network.get("encoding") == "auto":
+            config = resolve(config, folder)
         fit(config, folder, options.resume)
     return 0
