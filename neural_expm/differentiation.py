@@ -38,9 +38,45 @@ def _front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-class MatrixFunction(torch.autograd.Function):
+def matrix_function(A: Tensor, evaluator: Evaluator) -> Tensor:
     """f(A) with derivatives of every order."""
+    return (_TransformedValue if under_transform() else _Value).apply(A, evaluator)
 
+
+def frechet(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
+    """L(A, E) with derivatives of every order."""
+    return (_TransformedFrechet if under_transform() else _Frechet).apply(A, E, evaluator)
+
+
+def under_transform() -> bool:
+    """Whether a torch.func transform is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Each rule comes twice: as a plain autograd function, and in the form that torch.func asks for, which costs tens of
+# microseconds a call, more than a small matrix.
+
+
+class _ValueRules(torch.autograd.Function):
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        (A,) = ctx.saved_tensors
+        return frechet(A.mH, G, ctx.evaluator), None
+
+    @staticmethod
+    def jvp(ctx: Any, E: Tensor, _: None) -> Tensor:
+        (A,) = ctx.saved_tensors
+        return frechet(A, E, ctx.evaluator)
+
+
+class _Value(_ValueRules):
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, evaluator: Evaluator) -> Tensor:
+        _TransformedValue.setup_context(ctx, (A, evaluator), A)
+        return evaluator.value(A)
+
+
+class _TransformedValue(_ValueRules):
     @staticmethod
     def forward(A: Tensor, evaluator: Evaluator) -> Tensor:
         return evaluator.value(A)
@@ -52,25 +88,40 @@ class MatrixFunction(torch.autograd.Function):
         ctx.save_for_forward(A)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        (A,) = ctx.saved_tensors
-        return Frechet.apply(A.mH, G, ctx.evaluator), None
+    def vmap(info: Any, in_dims: tuple[int | None, None], A: Tensor, evaluator: Evaluator) -> tuple[Tensor, int]:
+        return matrix_function(_front(A, in_dims[0], info.batch_size), evaluator.renewed()), 0
+
+
+class _FrechetRules(torch.autograd.Function):
+    @staticmethod
+    def backward(ctx: Any, H: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        A, E = ctx.saved_tensors
+        n = A.shape[-1]
+        if not ctx.needs_input_grad[0]:
+            return None, frechet(A.mH, H, ctx.evaluator), None
+        # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
+        M = _block(A, E, A)
+        zero = torch.zeros_like(H)
+        gradient = frechet(M.mH, _block(zero, H, zero), ctx.evaluator.renewed())
+        return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], None
 
     @staticmethod
-    def jvp(ctx: Any, E: Tensor, _: None) -> Tensor:
-        (A,) = ctx.saved_tensors
-        return Frechet.apply(A, E, ctx.evaluator)
+    def jvp(ctx: Any, dA: Tensor | None, dE: Tensor | None, _: None) -> Tensor:
+        A, E = ctx.saved_tensors
+        n = A.shape[-1]
+        dA = torch.zeros_like(A) if dA is None else dA
+        dE = torch.zeros_like(E) if dE is None else dE
+        return frechet(_block(A, E, A), _block(dA, dE, dA), ctx.evaluator.renewed())[..., :n, n:]
 
+
+class _Frechet(_FrechetRules):
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, None], A: Tensor, evaluator: Evaluator
-    ) -> tuple[Tensor, int]:
-        return MatrixFunction.apply(_front(A, in_dims[0], info.batch_size), evaluator.renewed()), 0
+    def forward(ctx: Any, A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
+        _TransformedFrechet.setup_context(ctx, (A, E, evaluator), E)
+        return evaluator.frechet(A, E)
 
 
-class Frechet(torch.autograd.Function):
-    """L(A, E) with derivatives of every order."""
-
+class _TransformedFrechet(_FrechetRules):
     @staticmethod
     def forward(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
         return evaluator.frechet(A, E)
@@ -82,31 +133,11 @@ class Frechet(torch.autograd.Function):
         ctx.save_for_forward(A, E)
 
     @staticmethod
-    def backward(ctx: Any, H: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        A, E = ctx.saved_tensors
-        n = A.shape[-1]
-        if not ctx.needs_input_grad[0]:
-            return None, Frechet.apply(A.mH, H, ctx.evaluator), None
-        # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
-        M = _block(A, E, A)
-        zero = torch.zeros_like(H)
-        gradient = Frechet.apply(M.mH, _block(zero, H, zero), ctx.evaluator.renewed())
-        return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], None
-
-    @staticmethod
-    def jvp(ctx: Any, dA: Tensor | None, dE: Tensor | None, _: None) -> Tensor:
-        A, E = ctx.saved_tensors
-        n = A.shape[-1]
-        dA = torch.zeros_like(A) if dA is None else dA
-        dE = torch.zeros_like(E) if dE is None else dE
-        return Frechet.apply(_block(A, E, A), _block(dA, dE, dA), ctx.evaluator.renewed())[..., :n, n:]
-
-    @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, int | None, None], A: Tensor, E: Tensor, evaluator: Evaluator
     ) -> tuple[Tensor, int]:
         A, E = (_front(X, dim, info.batch_size) for X, dim in zip((A, E), in_dims[:2], strict=True))
-        return Frechet.apply(A, E, evaluator.renewed()), 0
+        return frechet(A, E, evaluator.renewed()), 0
 
 
 def _block(A: Tensor, E: Tensor, B: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import hub, validate
 from .checkpoints import load_record
-from .differentiation import MatrixFunction
+from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .manifest import Checkpoint, find, list_models, shipped
 from .networks.exponential import EquivariantExponential, merged
@@ -207,9 +207,9 @@ def _apply(
         return _programs[key](B).to(A.dtype)
     network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
-    if B.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None or _has_tangent(B):
+    if B.requires_grad or under_transform() or _has_tangent(B):
         through = grad == "network" and isinstance(network, Surrogate)
-        result = through_network(B, route) if through else MatrixFunction.apply(B, route)
+        result = through_network(B, route) if through else matrix_function(B, route)
     else:
         result = route.value(B)
     result = result.to(A.dtype)

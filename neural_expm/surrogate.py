@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import domain
-from .differentiation import MatrixFunction
+from .differentiation import matrix_function
 from .domain import Reason
 from .manifest import Checkpoint, list_models
 from .route import Route
@@ -148,5 +148,5 @@ def through_network(A: Tensor, route: Route) -> Tensor:
         value = value.index_put((here,), network.evaluate(flat[here]))
     if there.numel() and route.outside == "exact":
         exact = Route(route.function, Nobody(), "exact")
-        value = value.index_put((there,), MatrixFunction.apply(flat[there], exact))
+        value = value.index_put((there,), matrix_function(flat[there], exact))
     return value.reshape(A.shape)

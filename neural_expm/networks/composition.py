@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..differentiation import MatrixFunction
+from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
 from ..kernels.composition import Algebra, Stage, sign_pass, sqrt_pass
@@ -250,7 +250,7 @@ class _Composition(Pretrained, nn.Module):
         """The function of A, shape (*, n, n), with no check of the certificate (``outside="trust"``)."""
         if torch.compiler.is_compiling():
             return self.program()(A)
-        return MatrixFunction.apply(A, Trusted(self))
+        return matrix_function(A, Trusted(self))
 
     def program(self) -> CompositionProgram:
         """The general stages as plain numbers, for tracing."""

@@ -51,6 +51,7 @@ class EquivariantTransformer(nn.Module):
         ):
             self.register_parameter(name, nn.Parameter(torch.zeros(shape, dtype=torch.float64)))
             self.register_buffer(f"{name}_low", torch.zeros(shape, dtype=torch.float64))
+        self._identity: float | None = None
         self._packed: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         self._flat: dict[torch.dtype, Tensor] = {}
 
@@ -103,11 +104,14 @@ class EquivariantTransformer(nn.Module):
     @property
     def identity(self) -> float:
         """The read-out weight of X₀ = I."""
-        return float(self.readout[0].detach())
+        if self._identity is None:
+            self._identity = float(self.readout[0].detach())
+        return self._identity
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._packed.clear()
+        self._identity = None
         self._flat.clear()
 
     def forward(self, A: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..differentiation import MatrixFunction
+from ..differentiation import matrix_function
 from ..domain import Reason, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager
+from ..kernels import compiled, eager, single
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
@@ -21,6 +21,8 @@ from .pretrained import Pretrained
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 SQUARE_FIRST_N = 16
+# A single matrix below this n, whose square is known, is not asked for ‖A‖₁ and ‖A‖_∞ too.
+MIXED_NORM_N = 64
 # Up to this n the Frobenius norm alone is the guide: at most 2‖A‖₂, and the sharper bound costs more than a product.
 FROBENIUS_N = 4
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
@@ -177,7 +179,9 @@ class EquivariantExponential(Pretrained, nn.Module):
             root = math.sqrt(float(torch.linalg.vector_norm(squares)))
             if frobenius <= MAJORANT_RATIO * root:
                 level = min(level, bisect_left(self.ladder.majorant_radii, root))
-        if level and (A.shape[-1] > FROBENIUS_N or level == len(self.ladder.rungs)):
+        # The sharper norm takes a dozen calls: worth it where a product saved is worth more, or to stay inside.
+        n = A.shape[-1]
+        if level == len(self.ladder.rungs) or (level and (n >= MIXED_NORM_N or FROBENIUS_N < n < SQUARE_FIRST_N)):
             level = min(level, self.ladder.level(float(norm_bound(A))))
         return level
 
@@ -234,7 +238,11 @@ class EquivariantExponential(Pretrained, nn.Module):
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+            if A.shape[0] == 1:
+                square = None if plan.squares is None else plan.squares.squeeze(0)
+                single.exponential(A.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0), square)
+            else:
+                eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None
         return out, plan
 
@@ -273,7 +281,11 @@ class EquivariantExponential(Pretrained, nn.Module):
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+            if A.shape[0] == 1:
+                one = (X.squeeze(0) for X in (A, E))
+                single.exponential_frechet(*one, weights, tier.identity, rung.squarings, out.squeeze(0))
+            else:
+                eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> ExponentialProgram:
@@ -293,7 +305,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         """exp(A), shape (*, n, n)."""
         if torch.compiler.is_compiling():
             return self.program()(A)
-        return MatrixFunction.apply(A, Trusted(self))
+        return matrix_function(A, Trusted(self))
 
 
 def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantExponential:
