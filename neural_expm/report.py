@@ -54,9 +54,9 @@ class Report:
         count = self.inside.numel()
         inside = int(self.inside.sum())
         lines = [
-            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} "
-            f"({self.bound_kind} bound, {self.kernel} kernel), "
-            f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}",
+            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
+            f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}; "
+            f"{self.kernel} kernel",
             f"{'matrix':>10}  {'path':<8} {'products':>8} {'squarings':>9} {'bound':>9}  reason",
         ]
         shape = self.inside.shape

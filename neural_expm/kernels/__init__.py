@@ -1,7 +1,8 @@
 """The arithmetic: ``reference`` defines what is right, the others are faster.
 
-``eager`` runs anywhere that torch does; ``compiled`` is C++ for small matrices on a CPU; ``triton_exponential`` is for
-CUDA devices.  A kernel that cannot be had is never an error: ``eager`` answers.
+``eager`` runs anywhere that torch does; ``compiled`` is C++ for small matrices on a CPU.  A kernel that cannot be had
+is never an error: ``eager`` answers.  ``triton_exponential`` is for CUDA devices; it agrees with the reference in
+Triton's interpreter but has not met a GPU yet, so ``expm`` does not call it by itself.
 """
 
 from __future__ import annotations
@@ -32,4 +33,4 @@ def _triton() -> str:
 
     if find_spec("triton") is None:
         return "not installed; pip install neural-expm[triton]"
-    return "ready" if torch.cuda.is_available() else "no CUDA device"
+    return "on request, not by expm itself" if torch.cuda.is_available() else "no CUDA device"

@@ -271,14 +271,17 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
         """L(A, E) of the matrices inside; rows outside are left unset."""
+        rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
         kernel = compiled.find(A)
         if kernel is not None and compiled.readable(E):
-            kernel.frechet(A, E, self._rungs(A.dtype.to_real()), plan.by_row(), out)
+            levels = plan.by_row().clamp_min(floor)
+            kernel.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
             return out
         for rung, rows in plan.by_group():
+            rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
             if A.shape[0] == 1:

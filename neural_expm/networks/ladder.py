@@ -44,6 +44,9 @@ class Rung:
 
 
 MAJORANT_RATIO = 8.0
+# How much more than ε a derivative may err: |p′ − e^z| ≤ (2^m/ρ) ε or so on |z| ≤ ρ (Bernstein's inequality; the error
+# of a polynomial of degree 2^m that is ε on the circle of radius ρ), which a shallow tier of small ρ does not keep low.
+DERIVATIVE_FACTOR = 32.0
 
 
 def after_squaring(epsilon: float, squarings: int) -> float:
@@ -81,6 +84,13 @@ class Ladder:
         self.majorant_radii = [
             max(rung.majorant_radius for rung in self.rungs[: i + 1]) for i in range(len(self.rungs))
         ]
+
+        factors = [2**rung.products / (rung.radius / 2**rung.squarings) for rung in self.rungs]
+        # Derivatives of smaller levels are computed at this one.
+        self.derivative_level = min(
+            (i for i, factor in enumerate(factors) if factor <= DERIVATIVE_FACTOR),
+            default=len(self.rungs) - 1,
+        )
 
     @property
     def radius(self) -> float:
