@@ -1,0 +1,205 @@
+"""Nanoseconds per matrix against the batch, with the error beside the speed and two floors below it.
+
+    python benchmarks/scaling.py                     # writes benchmarks/results/scaling.json and scaling.png, ≤ 100 s
+    python benchmarks/scaling.py --dtype float64 --sizes 4 20 --seconds 600
+
+Columns: ``expm`` and torch, forward and forward with backward; scipy, jax and torch_matfunc where they are installed;
+``products`` is what the bare bmm calls of the plan cost, ``bandwidth`` reading the input once and writing the output
+once at the measured speed of a copy.  Matrices are ``ginibre(n, 2)``; errors are relative, in the Frobenius norm,
+against ``torch.linalg.matrix_exp`` in double.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+os.environ.setdefault("NEURAL_EXPM_COMPILE", "1")  # measure the compiled kernels, not the wait for them
+
+import neural_expm
+from neural_expm.kernels import compiled
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = (2, 3, 4, 8, 16, 32, 64, 128)
+BATCHES = tuple(10**k for k in range(7))
+MEMORY = 1 << 28  # bytes of one batch, at most
+CELL_S = 0.12  # repeat a cell for so long, at least twice
+TRUTH = 64  # matrices whose error is measured
+
+
+def ginibre(batch: int, n: int, dtype: torch.dtype) -> torch.Tensor:
+    """τ·G/‖G‖₂ with τ uniform on (0, 2]: a few thousand different ones, repeated."""
+    generator = torch.Generator().manual_seed(n)
+    few = min(batch, max(TRUTH, 4096 // n))
+    G = torch.randn(few, n, n, generator=generator, dtype=torch.float64)
+    A = G / torch.linalg.matrix_norm(G, 2)[:, None, None] * 2 * torch.rand(few, 1, 1, generator=generator)
+    return A.repeat(-(-batch // few), 1, 1)[:batch].to(dtype).contiguous()
+
+
+def seconds(call: Callable[[], object], budget: float) -> float:
+    """The best of repeated calls, after one to warm up; the warm-up alone if that exceeds the budget."""
+    times = []
+    until = None
+    while until is None or len(times) < 3 or time.perf_counter() < until:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+        if until is None:
+            until = time.perf_counter() + budget
+            if times[0] > budget:
+                return times[0]
+    return min(times[1:])
+
+
+def with_gradient(function: Callable, A: torch.Tensor) -> Callable[[], object]:
+    """Forward and backward in one call."""
+    B, G = A.clone().requires_grad_(), torch.ones_like(A)
+    return lambda: torch.autograd.grad(function(B), B, G)
+
+
+def columns(A: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed on a batch, those that are installed."""
+    calls: dict[str, Callable[[], object]] = {
+        "expm": lambda: neural_expm.expm(A),
+        "expm, backward": with_gradient(neural_expm.expm, A),
+        "torch": lambda: torch.linalg.matrix_exp(A),
+        "torch, backward": with_gradient(torch.linalg.matrix_exp, A),
+    }
+    if importlib.util.find_spec("scipy"):
+        from scipy.linalg import expm
+
+        array = A.numpy()
+        calls["scipy"] = lambda: [expm(a) for a in array]
+    if importlib.util.find_spec("jax"):
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        theirs = jax.jit(jax.vmap(jax.scipy.linalg.expm))
+        x = jax.numpy.asarray(A.numpy())
+        calls["jax"] = lambda: theirs(x).block_until_ready()
+    if importlib.util.find_spec("torch_matfunc") and torch.cuda.is_available():
+        import torch_matfunc
+
+        on_device = A.cuda()
+        calls["torch_matfunc"] = lambda: (torch_matfunc.expm(on_device), torch.cuda.synchronize())
+    return calls
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of torch's copy between arrays beyond the caches (read and written bytes both counted)."""
+    source = torch.ones(1 << 24)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds(lambda: target.copy_(source), 0.3)
+
+
+def errors(A: torch.Tensor) -> dict[str, float]:
+    """Largest relative error of the first matrices."""
+    B = A[:TRUTH]
+    truth = torch.linalg.matrix_exp(B.double())
+    size = torch.linalg.matrix_norm(truth)
+    results = {"expm": neural_expm.expm(B), "torch": torch.linalg.matrix_exp(B)}
+    return {k: float((torch.linalg.matrix_norm(v.double() - truth) / size).max()) for k, v in results.items()}
+
+
+def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
+    """All rows within ``limit`` seconds: an equal share for each size, small batches first."""
+    begin = time.perf_counter()
+    bandwidth = copy_bandwidth()
+    rows = []
+    for done, n in enumerate(sizes):
+        until = time.perf_counter() + (limit - (time.perf_counter() - begin)) / (len(sizes) - done)
+        slowness: dict[str, float] = {}
+        for batch in BATCHES:
+            if batch * n * n * dtype.itemsize > MEMORY:
+                break
+            A = ginibre(batch, n, dtype)
+            report = neural_expm.explain("expm", A)
+            products = float((report.products + report.squarings).double().mean())
+            row = {"n": n, "batch": batch, "kernel": report.kernel, "products a matrix": products, "ns": {}}
+            out = torch.empty_like(A)
+            calls = columns(A) | {"bmm": lambda A=A, out=out: torch.bmm(A, A, out=out)}
+            for name, call in calls.items():
+                # A column that would not fit into what is left is left out from here on.
+                expected = 2 * slowness.get(name, 0.0) * batch
+                if time.perf_counter() + expected > until:
+                    continue
+                took = seconds(call, CELL_S)
+                slowness[name] = took / batch
+                row["ns"][name] = took / batch * 1e9
+            if not row["ns"]:
+                break
+            if "bmm" in row["ns"]:
+                row["ns"]["products"] = row["ns"].pop("bmm") * products
+            row["ns"]["bandwidth"] = 2 * n * n * dtype.itemsize / bandwidth * 1e9
+            row["error"] = errors(A)
+            rows.append(row)
+    return {
+        "command": "python benchmarks/scaling.py",
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "bytes per second": bandwidth,
+        "seconds": time.perf_counter() - begin,
+        "kernels": {f"{n} {str(d)[6:]}": s for (n, d), s in compiled.state().items()},
+        "rows": rows,
+    }
+
+
+def plot(results: dict, path: Path) -> None:
+    """One panel a size: ns per matrix against the batch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sizes = sorted({row["n"] for row in results["rows"]})
+    names = list(dict.fromkeys(name for row in results["rows"] for name in row["ns"]))
+    figure, panels = plt.subplots(2, -(-len(sizes) // 2), figsize=(14, 6.5), squeeze=False)
+    for panel, n in zip(panels.flat, sizes, strict=False):
+        rows = [row for row in results["rows"] if row["n"] == n]
+        for index, name in enumerate(names):
+            points = [(row["batch"], row["ns"][name]) for row in rows if name in row["ns"]]
+            style = ":" if name in ("products", "bandwidth") else "--" if "backward" in name else "-"
+            panel.loglog(*zip(*points, strict=True), style, color=f"C{index}", label=name) if points else None
+        error = max(row["error"]["expm"] for row in rows), max(row["error"]["torch"] for row in rows)
+        panel.set_title(f"n = {n}; largest error {error[0]:.0e}, torch {error[1]:.0e}", fontsize=9)
+        panel.set_xlabel("batch")
+    panels[0][0].set_ylabel("ns per matrix")
+    panels[-1][0].set_ylabel("ns per matrix")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncol=len(names), fontsize=8)
+    figure.suptitle(f"expm, {results['dtype']}, CPU, {results['threads']} threads")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Measure, write, plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    for n in options.sizes:  # compile, or take from the cache folder, before the clock runs
+        neural_expm.expm(torch.zeros(1, n, n, dtype=dtype))
+    results = measure(options.sizes, dtype, options.seconds)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, options.out.with_suffix(".png"))
+    print(f"{len(results['rows'])} rows in {results['seconds']:.0f} s → {options.out}")
+
+
+if __name__ == "__main__":
+    main()
