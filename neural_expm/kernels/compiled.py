@@ -23,8 +23,11 @@ from . import eager, toolchain
 
 log = logging.getLogger("neural_expm")
 
-# Largest n that is faster one-register-many-matrices than through batched GEMMs (benchmarks/scaling.py).
-LARGEST_N = 15
+# Largest n that is faster one-register-many-matrices than through batched GEMMs (benchmarks/scaling.py); from FILLED_N
+# on only where the registers are filled, since idle lanes cost as much as busy ones.
+LARGEST_N = 32
+FILLED_N = 16
+FILLED_COUNT = 8
 # A shape is compiled after so many calls, or so many matrices; compiling costs one core some seconds, once a machine.
 WORTH_CALLS = 24
 WORTH_MATRICES = 20_000
@@ -191,6 +194,8 @@ def find(A: Tensor) -> Kernel | None:
     """The kernel for a batch of shape (batch, n, n), if there is one now; asking counts towards making one."""
     n, dtype = A.shape[-1], A.dtype
     if not 2 <= n <= LARGEST_N or dtype not in DTYPES or A.device.type != "cpu":
+        return None
+    if n >= FILLED_N and A.shape[0] < FILLED_COUNT:
         return None
     if not readable(A) or torch.compiler.is_compiling():
         return None

@@ -16,7 +16,12 @@ def _flat(X: Tensor) -> Tensor:
 
 
 def exponential(
-    A: Tensor, weights: list[Tensor], identity: float, squarings: int, out: Tensor, square: Tensor | None = None
+    A: Tensor,
+    weights: list[Tensor],
+    identity: float,
+    squarings: int,
+    out: Tensor,
+    square: Tensor | None = None,
 ) -> None:
     """Out ← p(A/2^s)^(2^s).
 
