@@ -137,6 +137,14 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = 
     Raises:
         CheckpointError: the configuration and the tensors disagree (names, shapes, NaN).
     """
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    # The first call of a function may stand inside a torch.func transform, which must not wrap or freeze the weights.
+    with temporarily_clear_interpreter_stack():
+        return _built(config, tensors, name)
+
+
+def _built(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> nn.Module:
     network = _construct(config, name)
     expected = network.state_dict()
     if set(expected) != set(tensors):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..differentiation import matrix_function
-from ..domain import Reason, norm_bound
+from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
 from ..kernels import compiled, eager, single
 from ..kernels.symbolic import ExponentialProgram
@@ -154,7 +154,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         """
         count, n = A.shape[:2]
         squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
-        norm = torch.linalg.vector_norm(A, dim=(-2, -1))
+        norm = frobenius_norm(A)
         if count == 1:
             level = self._level_of_one(A, float(norm), squares)
             if level < len(self.ladder.rungs):
@@ -181,13 +181,15 @@ class EquivariantExponential(Pretrained, nn.Module):
                 level = min(level, bisect_left(self.ladder.majorant_radii, root))
         # The sharper norm takes a dozen calls: worth it where a product saved is worth more, or to stay inside.
         n = A.shape[-1]
-        if level == len(self.ladder.rungs) or (level and (n >= MIXED_NORM_N or FROBENIUS_N < n < SQUARE_FIRST_N)):
+        if level == len(self.ladder.rungs) or (
+            level and (n >= MIXED_NORM_N or FROBENIUS_N < n < SQUARE_FIRST_N)
+        ):
             level = min(level, self.ladder.level(float(norm_bound(A))))
         return level
 
     def _sharper_levels(self, A: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
-        frobenius = torch.linalg.vector_norm(A, dim=(-2, -1))
-        root = torch.linalg.vector_norm(squares, dim=(-2, -1)).sqrt()
+        frobenius = frobenius_norm(A)
+        root = frobenius_norm(squares).sqrt()
         return torch.minimum(self.ladder.levels(norm), self.ladder.majorant_levels(root, frobenius))
 
     def _grouped(self, levels: Tensor, norm: Tensor, n: int, squares: Tensor | None, trust: bool) -> Plan:
@@ -207,7 +209,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             if len(merged) == 1 and reason is None:
                 rows = None
             else:
-                rows = torch.nonzero((levels >= first) & (levels <= last))[:, 0]
+                chosen = levels == first if first == last else (levels >= first) & (levels <= last)
+                rows = torch.nonzero(chosen)[:, 0]
             groups.append((rungs[last], rows))
         return Plan(groups, None, self.ladder, norm.shape[0], norm.device, reason, squares)
 
@@ -240,7 +243,9 @@ class EquivariantExponential(Pretrained, nn.Module):
             weights = tier.packed(A.dtype.to_real(), A.device)
             if A.shape[0] == 1:
                 square = None if plan.squares is None else plan.squares.squeeze(0)
-                single.exponential(A.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0), square)
+                single.exponential(
+                    A.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0), square
+                )
             else:
                 eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None

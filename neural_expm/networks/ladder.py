@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Cost model behind merging small groups, nanoseconds on one CPU core; only the ratios matter.  A group costs its torch
 # calls (GROUP) whatever its size; a product costs PRODUCT + FLOP·n³ a matrix.  Measured by benchmarks/layouts.py.
-GROUP_NS = 120_000.0
+GROUP_NS = 250_000.0
 PRODUCT_NS = 20.0
 FLOP_NS = 0.1
 
@@ -104,7 +104,7 @@ class Ladder:
     def levels(self, norm: Tensor) -> Tensor:
         """:meth:`level` for each entry of a real tensor."""
         radii = torch.tensor(self.radii, dtype=norm.dtype, device=norm.device)
-        return torch.where(norm.isnan(), len(self.rungs), torch.bucketize(norm, radii))
+        return torch.where(norm.isnan(), len(self.rungs), torch.bucketize(norm, radii, out_int32=True))
 
     def majorant_levels(self, root: Tensor, norm: Tensor) -> Tensor:
         """The first rung for β = ``root`` under the majorant bound; ``len(rungs)`` where ‖A‖ is too far above β."""
@@ -115,7 +115,7 @@ class Ladder:
     def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
-        A deeper tier may serve a smaller matrix, but squarings beyond its own may not.
+        A deeper tier may serve a smaller matrix, but no more than one squaring beyond its own.
 
         Args:
             counts: matrices at each level.
@@ -130,8 +130,8 @@ class Ladder:
             rung = self.rungs[used[k - 1]]
             options = []
             for j in range(k):
-                if self.rungs[used[j]].squarings < rung.squarings:
-                    continue  # more squarings than a matrix needs would cost it digits
+                if self.rungs[used[j]].squarings < rung.squarings - 1:
+                    continue  # each squaring too many costs a matrix half a digit
                 matrices = sum(counts[level] for level in used[j:k])
                 options.append((best[j][0] + GROUP_NS + matrices * rung.cost * per_product, j))
             best.append(min(options))
