@@ -300,3 +300,14 @@ def test_a_wrong_library_is_refused(ready, caplog):
         _, report = neural_expm.expm(matrices(2, 3, torch.float32), return_report=True)
     assert report.kernel == "eager"
     assert "wrong" in caplog.text
+
+
+@needs_compiler
+def test_the_check_of_a_library_does_not_depend_on_threads(ready):
+    A = matrices(40, 5, torch.complex128)
+    neural_expm.expm(A)
+    kernel = compiled.find(A)
+    for first, second in ((1, 1), (1, 2), (2, 3)):
+        counts = iter((first, second))
+        ready.setattr(kernel, "_threads", lambda count, products, counts=counts: next(counts), raising=False)
+        assert compiled.discrepancy(kernel) < compiled.CHECK[torch.float64]

@@ -286,17 +286,20 @@ def discrepancy(kernel: Kernel) -> float:
     rungs = Rungs(torch.tensor([0.3, 1e3], dtype=real), [(flat[0], 0.5, 0), (flat[1], -0.5, 2)])
     value, derivative, expected = torch.zeros_like(A), torch.zeros_like(A), torch.zeros_like(A)
     level, _ = kernel.value(A.mH, rungs, True, value)
-    kernel.frechet(A.mH, E, rungs, level, derivative)
+    # One rung for all: matrices that share a register share the deepest of their rungs, which are not the same function
+    # here, and which share a register depends on the number of threads.
+    one = torch.ones_like(level)
+    kernel.frechet(A.mH, E, rungs, one, derivative)
     adjoint = A.mH.resolve_conj().contiguous()
     worst = 0.0
-    for got, compute, arguments in (
-        (value, eager.exponential, (adjoint,)),
-        (derivative, eager.exponential_frechet, (adjoint, E)),
+    for got, compute, arguments, used in (
+        (value, eager.exponential, (adjoint,), level),
+        (derivative, eager.exponential_frechet, (adjoint, E), one),
     ):
         for index, (weights, identity, squarings) in enumerate(
             ((networks[0], 0.5, 0), (networks[1], -0.5, 2))
         ):
-            compute(*arguments, weights, identity, squarings, expected, torch.nonzero(level == index)[:, 0])
+            compute(*arguments, weights, identity, squarings, expected, torch.nonzero(used == index)[:, 0])
         worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
     return worst
 
