@@ -14,7 +14,7 @@ from neural_expm.training.datasets import held_out, read_dataset, write_dataset
 from neural_expm.training.fit import fit
 from neural_expm.training.frechet import adjoint_frechet
 from neural_expm.training.metrics import d1_error, relative_error, summary
-from tests.test_training import config
+from test_training import config
 
 #: Central differences in float64 with step 1e-6: truncation and rounding together.
 DIFFERENCES = 1e-7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cases
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def test_a_batch_of_mixed_norms_equals_its_matrices_one_by_one():
     assert bool(((first_order - tiny).abs().amax((1, 2)) <= 4e-16).all())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 9),
     batch=st.lists(st.integers(1, 4), max_size=3),
@@ -88,7 +89,9 @@ def test_expm_properties(n, batch, log_norm, seed, dtype):
         return bool(((torch.linalg.matrix_norm(X - Y) <= digits * norm) | ~finite).all())
 
     size = 1 + torch.linalg.matrix_norm(A)
-    assert close(E, torch.linalg.matrix_exp(A), 1e-13 * size)
+    # SciPy one by one: torch's own complex128 exponential is wrong by 1e-11 at some small norms.
+    flat = [torch.from_numpy(scipy.linalg.expm(a.numpy())) for a in A.reshape(-1, n, n)]
+    assert close(E, torch.stack(flat).reshape(A.shape), 1e-13 * size)
     assert close(neural_expm.expm(A.mT).mT, E, 1e-13 * size)
     assert close(neural_expm.expm(A.mH).mH, E, 1e-13 * size)
 

@@ -21,8 +21,8 @@ from .pretrained import Pretrained
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 SQUARE_FIRST_N = 16
-# A single matrix below this n, whose square is known, is not asked for ‖A‖₁ and ‖A‖_∞ too.
-MIXED_NORM_N = 64
+# For one matrix a call costs as much as a small product: below this n the Frobenius norm has to do.
+SINGLE_SHARPER_N = 64
 # Up to this n the Frobenius norm alone is the guide: at most 2‖A‖₂, and the sharper bound costs more than a product.
 FROBENIUS_N = 4
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
@@ -153,7 +153,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             trust: never call a matrix outside: what no rung serves gets the last one.
         """
         count, n = A.shape[:2]
-        squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
+        square_first = SQUARE_FIRST_N if count > 1 else SINGLE_SHARPER_N
+        squares = torch.bmm(A, A) if n >= square_first and count else None
         norm = frobenius_norm(A)
         if count == 1:
             level = self._level_of_one(A, float(norm), squares)
@@ -179,11 +180,7 @@ class EquivariantExponential(Pretrained, nn.Module):
             root = math.sqrt(float(torch.linalg.vector_norm(squares)))
             if frobenius <= MAJORANT_RATIO * root:
                 level = min(level, bisect_left(self.ladder.majorant_radii, root))
-        # The sharper norm takes a dozen calls: worth it where a product saved is worth more, or to stay inside.
-        n = A.shape[-1]
-        if level == len(self.ladder.rungs) or (
-            level and (n >= MIXED_NORM_N or FROBENIUS_N < n < SQUARE_FIRST_N)
-        ):
+        if level == len(self.ladder.rungs) or (level and A.shape[-1] >= SINGLE_SHARPER_N):
             level = min(level, self.ladder.level(float(norm_bound(A))))
         return level
 
