@@ -1,6 +1,8 @@
-"""Defaults of the whole suite."""
+"""Defaults of the whole suite, set before torch is imported."""
 
 import os
 
 # The tests of the compiled kernels ask for them by name; elsewhere no background compiler shall write to a home folder.
 os.environ.setdefault("NEURAL_EXPM_COMPILE", "0")
+# "The same weights bit for bit" holds for the same number of threads, in this process and in those that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
