@@ -14,6 +14,7 @@ check, and the stages may be the steepest ones.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,9 +114,9 @@ class _Composition(Pretrained, nn.Module):
         """Matrix products of some passes: those of the stages, and one for the residual."""
         return passes * (self.products_per_stage * len(self._stages(hermitian)[0]) + 1)
 
+    @abstractmethod
     def _scale(self, A: Tensor, hermitian: bool) -> Tensor:
         """1/c for each matrix, such that the spectrum of A/c fits the first stage."""
-        raise NotImplementedError
 
     def _start(self, algebra: Algebra, A: Tensor, E: Tensor | None, scale: Tensor) -> Tensor:
         """The scaled chunk, as a value or as a pair with its direction, in the layout."""
@@ -127,18 +128,21 @@ class _Composition(Pretrained, nn.Module):
             algebra.layout.load(E, X[1], scale)
         return X
 
+    @abstractmethod
     def _pass(self, algebra, state, stages, radii):
-        raise NotImplementedError
+        """See the module: what differs between sign and the square root."""
 
+    @abstractmethod
     def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
         """X² of the current state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+        """See the module: what differs between sign and the square root."""
 
+    @abstractmethod
     def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
-        raise NotImplementedError
+        """See the module: what differs between sign and the square root."""
 
     # --- values ----------------------------------------------------------------------------------------------------
 
