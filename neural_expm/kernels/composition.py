@@ -36,7 +36,7 @@ class Algebra:
         """X Y, new."""
         out = torch.empty_like(X)
         if self.dual:
-            multiply_dual(self.layout, *X, *Y, out)
+            multiply_dual(self.layout, X, Y, out)
         else:
             self.layout.multiply(X, Y, out)
         return out
