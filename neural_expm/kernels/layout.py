@@ -114,8 +114,9 @@ def chunk_length(A: Tensor, count: int) -> int:
     return -(-count // parts) if count else 1
 
 
-def multiply_dual(layout: Layout, X: Tensor, dX: Tensor, Y: Tensor, dY: Tensor, out: Tensor) -> None:
-    """(X + ε dX)(Y + ε dY) = XY + ε (dX Y + X dY), into out[0] and out[1]."""
+def multiply_dual(layout: Layout, *operands: Tensor) -> None:
+    """(X + ε dX)(Y + ε dY) = XY + ε (dX Y + X dY), into out[0] and out[1]; operands X, dX, Y, dY, out."""
+    X, dX, Y, dY, out = operands
     layout.multiply(X, Y, out[0])
     layout.multiply(dX, Y, out[1])
     layout.multiply_add(X, dY, out[1])
