@@ -18,6 +18,7 @@ from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .manifest import Checkpoint, find, list_models, shipped
 from .networks.exponential import EquivariantExponential, merged
+from .networks.protocols import Traceable
 from .report import Report
 from .route import Route, make_report
 from .surrogate import Surrogate, cheaper_surrogate, through_network
@@ -225,10 +226,12 @@ def _has_tangent(A: Tensor) -> bool:
 
 def _choose(
     function: str, A: Tensor, model: Any, rtol: float | None, outside: str
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     """The network of a call, its name, and the kind of its bound."""
     validate.options(function, rtol, outside)
-    if isinstance(model, nn.Module) and not hasattr(model, "run_frechet"):
+    if isinstance(model, nn.Module):
+        if isinstance(model, Traceable):
+            return model, type(model).__name__, getattr(model, "bound_kind", "certified")
         record = getattr(model, "checkpoint", None)
         if record is None:
             raise InputError(
@@ -236,8 +239,6 @@ def _choose(
                 "itself, or pass model= the name or record of a checkpoint"
             )
         return _surrogate(record, model), record.name, record.bound_kind
-    if isinstance(model, nn.Module):
-        return model, type(model).__name__, getattr(model, "bound_kind", "certified")
     if isinstance(model, Checkpoint):
         return _network(model), model.name, model.bound_kind
     if model is None and rtol is not None and (cheaper := cheaper_surrogate(function, A, rtol)):
@@ -254,7 +255,7 @@ _programs: dict[
 def _prepare_program(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
 ) -> bool:
-    _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()  # type: ignore[operator]
+    _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()
     return True
 
 
@@ -265,7 +266,7 @@ _prepare_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _found(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     name = model if model is None else _full_name(model, dtype)
     if name is None or name in shipped():
         return _shipped(function, name, rtol, dtype)
@@ -280,14 +281,14 @@ def _found(
 @lru_cache(maxsize=128)
 def _shipped(
     function: str, name: str | None, rtol: float | None, dtype: torch.dtype
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     if name is None and rtol is not None and function == "expm":
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
     return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
 
 
-def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
+def _of_record(function: str, record: Checkpoint) -> tuple[Traceable, str, str]:
     if record.function != function:
         raise UnknownModelError(
             f"{function}: checkpoint {record.name!r} computes {record.function}; "
@@ -296,10 +297,10 @@ def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
     return _network(record), record.name, record.bound_kind
 
 
-def _network(record: Checkpoint) -> nn.Module:
+def _network(record: Checkpoint) -> Traceable:
     """The network of a record; one without a proof gets the domain check and the exact derivative around it."""
     network = load_record(record)
-    if hasattr(network, "run_frechet"):
+    if isinstance(network, Traceable):
         return network
     return _surrogate(record, network)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import exact
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
+from .networks.protocols import Network
 from .report import Report
 
 WHY_UNDEFINED = {
@@ -24,12 +25,11 @@ class Route:
 
     Args:
         function: ``"expm"``, ``"sign"`` or ``"sqrtm"``.
-        network: has ``run(A, trust)`` → value and outcome, ``run_frechet(A, E, outcome)``; an outcome has ``reason``
-            (None, or a code per row) and ``describe()``.
+        network: answers for the rows inside its domain.
         outside: what becomes of rows that the network does not answer for.
     """
 
-    def __init__(self, function: str, network: nn.Module, outside: str) -> None:
+    def __init__(self, function: str, network: Network, outside: str) -> None:
         self.function, self.network, self.outside = function, network, outside
         self.outcome: Any = None
 

@@ -202,7 +202,7 @@ def test_sqrtm(n):
 
 
 def test_the_certificate_of_sign_is_not_fooled_by_an_eigenvalue_that_crosses():
-    # Eigenvalues near the imaginary axis leave the half-disc of convergence; a small residual would follow all the same.
+    # Eigenvalues near the imaginary axis leave the half-disc of convergence; a small residual would follow anyway.
     angle = torch.deg2rad(torch.arange(60.0, 89.9, 0.5, dtype=torch.float64))
     A = torch.stack(
         [torch.stack([angle.cos(), -angle.sin()], -1), torch.stack([angle.sin(), angle.cos()], -1)], -2

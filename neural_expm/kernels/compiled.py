@@ -13,6 +13,7 @@ import ctypes
 import logging
 import os
 import threading
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -292,14 +293,14 @@ def discrepancy(kernel: Kernel) -> float:
     kernel.frechet(A.mH, E, rungs, one, derivative)
     adjoint = A.mH.resolve_conj().contiguous()
     worst = 0.0
-    for got, compute, arguments, used in (
-        (value, eager.exponential, (adjoint,), level),
-        (derivative, eager.exponential_frechet, (adjoint, E), one),
+    for got, compute, used in (
+        (value, partial(eager.exponential, adjoint), level),
+        (derivative, partial(eager.exponential_frechet, adjoint, E), one),
     ):
         for index, (weights, identity, squarings) in enumerate(
             ((networks[0], 0.5, 0), (networks[1], -0.5, 2))
         ):
-            compute(*arguments, weights, identity, squarings, expected, torch.nonzero(used == index)[:, 0])
+            compute(weights, identity, squarings, expected, torch.nonzero(used == index)[:, 0])
         worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
     return worst
 

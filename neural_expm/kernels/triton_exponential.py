@@ -11,6 +11,7 @@ Needs triton (``pip install neural-expm[triton]``); import this module only wher
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -136,6 +137,7 @@ def _norm(X, COMPLEX: tl.constexpr):
 
 
 @triton.jit
+@no_type_check  # the tuples grow while Triton unrolls the loops
 def _kernel(
     A,
     a_matrix,
@@ -342,7 +344,7 @@ def _launch(A: Tensor, E: Tensor, table: Table, out: Tensor, notes: tuple[Tensor
 
 def options(
     table: Table, n: int, is_complex: bool, dual: bool, a_conjugate: bool = False, e_conjugate: bool = False
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The constants that a kernel is compiled for."""
     size = triton.next_power_of_2(n)
     words = table.radii.element_size() // 4 * (1 + is_complex) * (1 + dual)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
 from .pretrained import Pretrained
+from .protocols import Network
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
@@ -65,9 +67,9 @@ class Plan:
     def by_group(self) -> list[tuple[Rung, Tensor | None]]:
         """The rows of each rung."""
         if self.groups is None:
-            rungs = self.ladder.rungs
-            used = [level for level in self.levels.unique().tolist() if level < len(rungs)]
-            self.groups = [(rungs[level], torch.nonzero(self.levels == level)[:, 0]) for level in used]
+            rungs, levels = self.ladder.rungs, self.by_row()
+            used = [level for level in levels.unique().tolist() if level < len(rungs)]
+            self.groups = [(rungs[level], torch.nonzero(levels == level)[:, 0]) for level in used]
         return self.groups
 
     def by_row(self) -> Tensor:
@@ -101,8 +103,8 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
-        self.config = {"tiers": tiers, "max_squarings": max_squarings}
-        self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
+        self.config: dict[str, Any] = {"tiers": tiers, "max_squarings": max_squarings}
+        self.tiers = _module_list(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: ExponentialProgram | None = None
         self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
         self.ladder = Ladder(
@@ -285,8 +287,9 @@ class EquivariantExponential(Pretrained, nn.Module):
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
             if A.shape[0] == 1:
-                one = (X.squeeze(0) for X in (A, E))
-                single.exponential_frechet(*one, weights, tier.identity, rung.squarings, out.squeeze(0))
+                single.exponential_frechet(
+                    A.squeeze(0), E.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0)
+                )
             else:
                 eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
@@ -311,6 +314,11 @@ class EquivariantExponential(Pretrained, nn.Module):
         return matrix_function(A, Trusted(self))
 
 
+def _module_list(tiers: Iterable[EquivariantTransformer]) -> Sequence[EquivariantTransformer]:
+    """An ``nn.ModuleList``, which does not tell a type checker what it holds."""
+    return cast("Sequence[EquivariantTransformer]", nn.ModuleList(tiers))
+
+
 def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantExponential:
     """One network with the tiers of several, and only the rungs whose promise is at most ``rtol``.
 
@@ -330,14 +338,14 @@ def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantEx
     tiers.sort(key=lambda pair: (pair[0]["radius"], pair[0]["products"]))
     squarings = max(network.config["max_squarings"] for network in networks)
     result = EquivariantExponential([config for config, _ in tiers], squarings, rtol)
-    result.tiers = nn.ModuleList(tier for _, tier in tiers)
+    result.tiers = _module_list(tier for _, tier in tiers)
     return result.eval().requires_grad_(False)
 
 
 class Trusted:
     """Evaluator of a network that takes every matrix for inside."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
 
     def value(self, A: Tensor) -> Tensor:
