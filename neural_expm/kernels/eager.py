@@ -115,4 +115,4 @@ def _evaluate(
             layout.store(tape.result, out[at])
         else:
             layout.store(tape.result, result)
-            out.index_copy_(0, chosen, result)
+            put(out, chosen, result)

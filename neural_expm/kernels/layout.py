@@ -77,9 +77,9 @@ class BatchFirst:
         torch.bmm(X, Y, out=out)
 
     @staticmethod
-    def multiply_add(X: Tensor, Y: Tensor, out: Tensor, alpha: float = 1.0) -> None:
-        """Out ← out + alpha · X Y."""
-        out.baddbmm_(X, Y, alpha=alpha)
+    def multiply_add(X: Tensor, Y: Tensor, out: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
+        """Out ← beta · out + alpha · X Y."""
+        out.baddbmm_(X, Y, beta=beta, alpha=alpha)
 
     @staticmethod
     def diagonal(X: Tensor) -> Tensor:
@@ -161,8 +161,10 @@ class BatchLast:
         run(BatchLast.product(X, Y, out))
 
     @staticmethod
-    def multiply_add(X: Tensor, Y: Tensor, out: Tensor, alpha: float = 1.0) -> None:
-        """Out ← out + alpha · X Y."""
+    def multiply_add(X: Tensor, Y: Tensor, out: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
+        """Out ← beta · out + alpha · X Y."""
+        if beta != 1.0:
+            out.mul_(beta)
         run(BatchLast.added_product(X, Y, out, alpha))
 
     @staticmethod
