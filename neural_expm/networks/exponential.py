@@ -267,7 +267,10 @@ class EquivariantExponential(Pretrained, nn.Module):
                 (flat[rung.tier], self.tiers[rung.tier].identity, rung.squarings)
                 for rung in self.ladder.rungs
             ]
-            known = flat, compiled.Rungs(torch.tensor(self.ladder.radii, dtype=dtype), networks)
+            radii, majorants = (
+                torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
+            )
+            known = flat, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
             self._native[dtype] = known
         return known[1]
 
