@@ -68,8 +68,9 @@ class Kernel(Library):
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        batch, rungs = [pointer, integer], [pointer, pointer, ctypes.c_double, integer, pointer]
-        self._value.argtypes = [*batch, *rungs, integer, pointer, pointer, integer]
+        batch = (pointer, integer)
+        rungs = (pointer, pointer, ctypes.c_double, integer, pointer)
+        self._value.argtypes = (*batch, *rungs, integer, pointer, pointer, integer)
         self._frechet.argtypes = [pointer, pointer, integer, integer, pointer, pointer, pointer, integer]
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
