@@ -27,14 +27,13 @@ from ..errors import CheckpointError
 from ..kernels.composition import Algebra, Stage, sign_pass, sqrt_pass
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
-from ..kernels.symbolic import CompositionProgram
+from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
 from .pretrained import Pretrained
 
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
 ACCEPTED = 16.0
-LARGEST_RESIDUAL = 1e-3  # so that the bound of any accepted matrix is below the one in the manifest
 
 
 @dataclass
