@@ -148,7 +148,7 @@ def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
         "processor": platform.processor() or platform.machine(),
         "bytes per second": bandwidth,
         "seconds": time.perf_counter() - begin,
-        "kernels": {f"{n} {str(d)[6:]}": s for (n, d), s in compiled.state().items()},
+        "kernels": {f"{n} {str(d)[6:]}": s for (_, n, d), s in compiled.state().items()},
         "rows": rows,
     }
 

@@ -1,6 +1,6 @@
 """Odd compositions for sign and their coupled form for the square root, on one chunk.
 
-A stage is p(x) = ax + bx³ + cx⁵.  For sign X ← p(X).  For the square root p(x) = x h(x²) is applied to
+A stage is p(x) = x h(x²) with h(w) = a + bw + cw².  For sign X ← X h(X²).  For the square root p is applied to
 [[0, Y], [Z, 0]], which stays of that form: with W = ZY, Y ← Y h(W), Z ← h(W) Z (Higham, *Functions of Matrices*,
 section 6.3), so the 2n × 2n matrix is never made.
 
@@ -9,8 +9,6 @@ it as they stand, and only products and the identity know of it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,18 +34,21 @@ class Algebra:
         """X Y, new."""
         out = torch.empty_like(X)
         if self.dual:
-            multiply_dual(self.layout, *X, *Y, out)
+            multiply_dual(self.layout, X, Y, out)
         else:
             self.layout.multiply(X, Y, out)
         return out
 
-    def add_product(self, total: Tensor, X: Tensor, Y: Tensor, alpha: float) -> Tensor:
-        """Total + alpha X Y, in place."""
-        self.layout.multiply_add(self.value(X), self.value(Y), self.value(total), alpha=alpha)
+    def polynomial(self, W: Tensor, stage: Stage) -> Tensor:
+        """h(W) = aI + bW + cW², new."""
+        a, b, c = stage
+        out, value = W.clone(), self.value(W)
+        self.layout.multiply_add(value, value, self.value(out), beta=b, alpha=c)
         if self.dual:
-            self.layout.multiply_add(X[1], Y[0], total[1], alpha=alpha)
-            self.layout.multiply_add(X[0], Y[1], total[1], alpha=alpha)
-        return total
+            self.layout.multiply_add(W[1], value, out[1], beta=b, alpha=c)
+            self.layout.multiply_add(value, W[1], out[1], alpha=c)
+        self.layout.add_identity(self.value(out), a)
+        return out
 
     def norms(self, X: Tensor) -> Tensor:
         """‖·‖_F of each matrix."""
@@ -64,52 +65,31 @@ class Algebra:
 
         By ‖W‖, by 1 + ‖W − I‖, and for the few matrices that these leave open by ‖W^{2^k}‖^{1/2^k}.
         """
-        limit = radius * radius
-        good = torch.minimum(self.norms(W), 1.0 + self.distance(W)) <= limit
-        if bool(good.all()):
-            return good
+        limit, size = radius * radius, W.shape[self.layout.dims[0]]
+        whole = self.norms(W).square()
+        trace = self.layout.matrices(self.value(W)).diagonal(dim1=-2, dim2=-1).sum(-1).real
+        # ‖W − I‖² = ‖W‖² − 2 Re tr W + n, rounded up: a subtraction of like numbers.
+        rounding = 4 * size * torch.finfo(whole.dtype).eps * (whole + size)
+        apart = (whole - 2 * trace + size + rounding).clamp_min_(0.0)
+        good = torch.minimum(whole.sqrt_(), 1.0 + apart.sqrt_()) <= limit
         rows = torch.nonzero(~good)[:, 0]
         power = self.layout.matrices(self.value(W))[rows]
         for k in range(1, SHARPER + 1):
+            if not rows.numel():
+                break
             power = power @ power
-            good[rows] |= torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
+            saved = torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
+            good[rows] = saved
+            rows, power = rows[~saved], power[~saved]
         return good
 
 
-def sign_pass(
-    algebra: Algebra, X: Tensor, stages: Sequence[Stage], radii: Sequence[float] | None
-) -> tuple[Tensor, Tensor | None]:
-    """One pass through all stages.
-
-    Args:
-        X: chunk in the layout.
-        radii: R_t of each stage; None where the spectrum is known to be real and in the stages' intervals.
-
-    Returns:
-        The new X, and which matrices kept every R_t (None without ``radii``).
-    """
-    kept = None
-    for t, (a, b, c) in enumerate(stages):
-        W = algebra.multiply(X, X)
-        if radii is not None:
-            good = algebra.within(W, radii[t])
-            kept = good if kept is None else kept & good
-        cube = algebra.multiply(X, W)
-        X = algebra.add_product(X.mul_(a).add_(cube, alpha=b), W, cube, c)
-    return X, kept
+def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, stage: Stage) -> Tensor:
+    """X h(W) with W = X²."""
+    return algebra.multiply(X, algebra.polynomial(W, stage))
 
 
-def sqrt_pass(
-    algebra: Algebra, Y: Tensor, Z: Tensor, stages: Sequence[Stage], radii: Sequence[float] | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The coupled form of :func:`sign_pass`: Y → A^{1/2}, Z → A^{−1/2}."""
-    kept = None
-    for t, (a, b, c) in enumerate(stages):
-        W = algebra.multiply(Z, Y)
-        if radii is not None:
-            good = algebra.within(W, radii[t])
-            kept = good if kept is None else kept & good
-        h = algebra.add_product(W * b, W, W, c)
-        algebra.layout.add_identity(algebra.value(h), a)
-        Y, Z = algebra.multiply(Y, h), algebra.multiply(h, Z)
-    return Y, Z, kept
+def root_stage(algebra: Algebra, Y: Tensor, Z: Tensor, W: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+    """The coupled form of :func:`sign_stage`, W = ZY: Y → A^{1/2}, Z → A^{−1/2}."""
+    h = algebra.polynomial(W, stage)
+    return algebra.multiply(Y, h), algebra.multiply(h, Z)

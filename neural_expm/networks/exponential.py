@@ -22,11 +22,10 @@ from .pretrained import Pretrained
 from .protocols import Network
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
+# Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
 SQUARE_FIRST_N = 16
 # For one matrix a call costs as much as a small product: below this n the Frobenius norm has to do.
 SINGLE_SHARPER_N = 64
-# Up to this n the Frobenius norm alone is the guide: at most 2‖A‖₂, and the sharper bound costs more than a product.
-FROBENIUS_N = 4
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
 
@@ -155,41 +154,40 @@ class EquivariantExponential(Pretrained, nn.Module):
             trust: never call a matrix outside: what no rung serves gets the last one.
         """
         count, n = A.shape[:2]
-        square_first = SQUARE_FIRST_N if count > 1 else SINGLE_SHARPER_N
-        squares = torch.bmm(A, A) if n >= square_first and count else None
         norm = frobenius_norm(A)
         if count == 1:
-            level = self._level_of_one(A, float(norm), squares)
-            if level < len(self.ladder.rungs):
-                return Plan(
-                    [(self.ladder.rungs[level], None)], None, self.ladder, count, A.device, squares=squares
-                )
+            return self._plan_of_one(A, norm, trust)
+        squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
         low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
-        if n > FROBENIUS_N or not high <= self.radius:
-            norm = norm_bound(A)
-            low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
+        if not high <= self.radius:  # or NaN: let the sharper bound decide who is outside
+            levels = self.ladder.levels(norm := norm_bound(A))
+        elif squares is None:
+            first, last = self.ladder.level(low), self.ladder.level(high)
+            if first == last:
+                return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
+            levels = self.ladder.levels_inside(norm)
+        else:
+            levels = self.ladder.levels_inside(norm)
         if squares is not None:
-            return self._grouped(self._sharper_levels(A, squares, norm), norm, n, squares, trust)
-        first, last = self.ladder.level(low), self.ladder.level(high)
-        if first == last < len(self.ladder.rungs):
-            return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
-        return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
+            root = frobenius_norm(squares).sqrt()
+            levels = torch.minimum(levels, self.ladder.majorant_levels(root, norm))
+        return self._grouped(levels, norm, n, squares, trust)
 
-    def _level_of_one(self, A: Tensor, frobenius: float, squares: Tensor | None) -> int:
-        """The level of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
+    def _plan_of_one(self, A: Tensor, norm: Tensor, trust: bool) -> Plan:
+        """The plan of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
+        frobenius, n = float(norm), A.shape[-1]
+        squares = torch.bmm(A, A) if n >= SINGLE_SHARPER_N else None
         level = self.ladder.level(frobenius)
         if squares is not None:
             root = math.sqrt(float(torch.linalg.vector_norm(squares)))
             if frobenius <= MAJORANT_RATIO * root:
                 level = min(level, bisect_left(self.ladder.majorant_radii, root))
-        if level == len(self.ladder.rungs) or (level and A.shape[-1] >= SINGLE_SHARPER_N):
-            level = min(level, self.ladder.level(float(norm_bound(A))))
-        return level
-
-    def _sharper_levels(self, A: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
-        frobenius = frobenius_norm(A)
-        root = frobenius_norm(squares).sqrt()
-        return torch.minimum(self.ladder.levels(norm), self.ladder.majorant_levels(root, frobenius))
+        if level == len(self.ladder.rungs) or (level and n >= SINGLE_SHARPER_N):
+            norm = norm_bound(A)
+            level = min(level, self.ladder.level(float(norm)))
+        if level == len(self.ladder.rungs):
+            return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
+        return Plan([(self.ladder.rungs[level], None)], None, self.ladder, 1, A.device, squares=squares)
 
     def _grouped(self, levels: Tensor, norm: Tensor, n: int, squares: Tensor | None, trust: bool) -> Plan:
         rungs = self.ladder.rungs
