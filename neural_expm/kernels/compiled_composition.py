@@ -92,6 +92,7 @@ class _Kernel(Library):
     """A composition and its Fréchet derivative for one n and dtype."""
 
     file = "composition.cpp"
+    hopeless: ClassVar[list[int]]  # which of the matrices of the check have no value
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)
@@ -174,7 +175,8 @@ class _Kernel(Library):
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         """One stage by the eager kernel."""
         algebra = Algebra(BatchFirst, True)
-        return (sign_stage(algebra, *state, algebra.multiply(*state, *state), stage),)
+        (X,) = state
+        return (sign_stage(algebra, X, algebra.multiply(X, X), stage),)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
@@ -242,7 +244,8 @@ class RootKernel(_Kernel):
 
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         algebra = Algebra(BatchFirst, True)
-        return root_stage(algebra, *state, algebra.multiply(*reversed(state)), stage)
+        Y, Z = state
+        return root_stage(algebra, Y, Z, algebra.multiply(Z, Y), stage)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X / scale.sqrt()
