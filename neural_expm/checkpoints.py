@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -107,6 +106,8 @@ def parse(content: bytes, name: str = "?") -> tuple[dict[str, Any], dict[str, Te
     Raises:
         CheckpointError: not safetensors, no configuration, or one that does not follow the schema.
     """
+    import safetensors.torch  # not with the package: it takes as long as the rest of checkpoints.py
+
     try:
         _, metadata = read_header(content)
         config = strict_json(metadata["config"])
@@ -247,6 +248,8 @@ def serialize(
         family: of networks that it belongs to.
         dtype: store floating tensors so (half precision where the error does not move); None keeps them.
     """
+    import safetensors.torch
+
     config = {
         "format": FORMAT,
         "name": name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from .checkpoints import load_record
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .manifest import Checkpoint, find, list_models, shipped
-from .networks.exponential import EquivariantExponential, merged
 from .networks.protocols import Traceable
 from .report import Report
 from .route import Route, make_report
 from .surrogate import Surrogate, cheaper_surrogate, through_network
+
+if TYPE_CHECKING:
+    from .networks.exponential import EquivariantExponential
 
 
 def expm(
@@ -283,6 +285,8 @@ def _shipped(
     function: str, name: str | None, rtol: float | None, dtype: torch.dtype
 ) -> tuple[Traceable, str, str]:
     if name is None and rtol is not None and function == "expm":
+        from .networks.exponential import merged
+
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
     return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
@@ -310,6 +314,9 @@ def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
 
 
 def _equivariant(name: str) -> EquivariantExponential:
+    # With it come the kernels: the first call pays for them, not the import of the package.
+    from .networks.exponential import EquivariantExponential
+
     network = load_record(find(name))
     assert isinstance(network, EquivariantExponential)
     return network
