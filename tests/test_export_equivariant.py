@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import cases
 import pytest
@@ -75,7 +77,8 @@ def test_onnx_of_a_fixed_size_and_radius_takes_fewer_products(tmp_path):
     assert bool(answer(session, 10 * torch.eye(3)[None]).isnan().all())
 
 
-@pytest.mark.parametrize("name", ["sign", pytest.param("sqrtm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sign", "sqrtm"])
 def test_onnx_sign_and_square_root(name, tmp_path):
     model, session = written(tmp_path, f"{name}-equivariant")
     assert {node.op_type for node in model.graph.node} <= ARITHMETIC | CHOICE | REDUCTIONS | SHAPES
@@ -160,3 +163,22 @@ def test_ahead_of_time_compiled_package(tmp_path):
         A = cases.ginibre(4, batch, radius=6.0, seed=batch).float()
         assert cases.relative(compiled(A), torch.linalg.matrix_exp(A.double())).max() <= 1e-5
     assert bool(compiled(1e4 * torch.eye(4)[None]).isnan().all())
+
+
+def test_first_call_of_a_process_may_be_traced():
+    # All three functions in one trace, with weights that nobody has read yet.
+    lines = [
+        "import sys, torch, neural_expm as ne",
+        "class Sum(torch.nn.Module):",
+        "    def forward(self, A):",
+        "        E = ne.expm(A, outside='trust') + ne.expm(A, outside='trust', rtol=1e-2)",
+        "        return E + ne.sqrtm(A, outside='trust') + ne.sign(A, outside='trust')",
+        "A = torch.eye(3)[None]",
+        "if sys.argv[1] == 'export':",
+        "    f = torch.export.export(Sum(), (A,)).module()",
+        "else:",
+        "    f = torch.compile(Sum(), fullgraph=True, backend='aot_eager')",
+        "assert torch.allclose(f(A), A * (2 * torch.e + 2), rtol=1e-2), f(A)",
+    ]
+    for how in ("export", "compile"):
+        subprocess.run([sys.executable, "-c", "\n".join(lines), how], check=True, timeout=120)
