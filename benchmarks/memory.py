@@ -2,12 +2,14 @@
 
     python benchmarks/memory.py          # writes benchmarks/results/memory.json, some minutes
 
-Every figure comes from a fresh process.  ``allocated`` is exact: the profiler lists each allocation of torch's
-allocator and its release, and the peak of their sum is what the call needs beyond its input and cotangent (the value
-and the gradient included).  It cannot see what other libraries allocate (BLAS, the compiled kernels, whose workspace
-is some hundred kilobytes a thread), so ``resident`` stands beside it: how far the process grew, as the kernel of Linux
-saw it, coarse for small workloads and blind to memory that was used before.  The column ``compiled`` has a C++
-compiler (NEURAL_EXPM_COMPILE=1), ``eager`` has none (0).
+Every figure is that of the first call of this size in a fresh process, after small matrices have loaded weights and
+kernels.  ``allocated`` is exact: the profiler lists each allocation of torch's allocator and its release, and the peak
+of their sum is what the call needs beyond its input and cotangent (the value, the gradient and a workspace included);
+``kept`` is what is still held once the results are gone, a workspace for the next call.  The profiler cannot see what
+other libraries allocate (BLAS, the compiled kernels, whose workspace is some hundred kilobytes a thread), so
+``resident`` stands beside it: how far the process grew, as the kernel of Linux saw it, coarse for small workloads and
+blind to memory that was used before.  The column ``compiled`` has a C++ compiler (NEURAL_EXPM_COMPILE=1), ``eager``
+has none (0).
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ LARGE_N = 14  # from here on the target holds: at most a third of torch's
 TARGET = 1 / 3
 
 
-def peak_allocated(call: Callable[[], object]) -> int:
-    """Largest sum of live bytes during ``call``, beyond what was live before it."""
+def allocated(call: Callable[[], object]) -> tuple[int, int]:
+    """Largest sum of live bytes during ``call``, beyond what was live before it, and what is left when it is over."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -45,10 +47,10 @@ def peak_allocated(call: Callable[[], object]) -> int:
     for _, change in changes:
         live += change
         peak = max(peak, live)
-    return peak
+    return peak, live
 
 
-def peak_resident(call: Callable[[], object]) -> int | None:
+def resident(call: Callable[[], object]) -> int | None:
     """How far the resident memory of this process grew during ``call``; None where the system cannot tell."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -75,13 +77,17 @@ def forward_backward(column: str, A: Tensor, G: Tensor) -> Callable[[], object]:
     return call
 
 
-def measure_one(workload: Workload, column: str) -> dict[str, int | None]:
-    """Both figures of one column, in this process."""
-    few = workload.smaller(8)  # loads weights, and makes the kernel of this n
+def measure_one(workload: Workload, column: str, figure: str) -> dict[str, int | None]:
+    """``allocated`` and ``kept``, or ``resident``, of one column, in this process."""
+    few = workload.smaller(
+        8, None if workload.batch else 8
+    )  # of the same n, for the sake of its kernel, where it can
     forward_backward(column, few.matrices().requires_grad_(), few.cotangent())()
     call = forward_backward(column, workload.matrices().requires_grad_(), workload.cotangent())
-    resident = peak_resident(call)
-    return {"allocated": peak_allocated(call), "resident": resident}
+    if figure == "resident":
+        return {"resident": resident(call)}
+    peak, kept = allocated(call)
+    return {"allocated": peak, "kept": kept}
 
 
 def measure(names: list[str] | None) -> dict:
@@ -91,10 +97,12 @@ def measure(names: list[str] | None) -> dict:
         row = {"name": workload.name, "shape": list(workload.shape), "dtype": str(workload.dtype)[6:]}
         row["input bytes"] = workload.matrices().nbytes
         for column, compile_ in COLUMNS.items():
-            environment = {**os.environ, "NEURAL_EXPM_COMPILE": compile_}
-            command = [sys.executable, __file__, "--one", workload.name, column]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            row[column] = json.loads(done.stdout)
+            row[column] = {}
+            for figure in ("allocated", "resident"):
+                environment = {**os.environ, "NEURAL_EXPM_COMPILE": compile_}
+                command = [sys.executable, __file__, "--one", workload.name, column, figure]
+                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+                row[column] |= json.loads(done.stdout)
         for column in ("eager", "compiled"):
             row[f"{column} / torch"] = row[column]["allocated"] / row["torch"]["allocated"]
         rows.append(row)
@@ -132,11 +140,11 @@ def main() -> None:
     known = [workload.name for workload in SUITES["apps"]]
     parser.add_argument("--workloads", nargs="+", choices=known, help="default: all of the suite apps")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--one", nargs=2, metavar=("WORKLOAD", "COLUMN"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("WORKLOAD", "COLUMN", "FIGURE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, column = options.one
-        print(json.dumps(measure_one(select("apps", [name])[0], column)))
+        name, column, figure = options.one
+        print(json.dumps(measure_one(select("apps", [name])[0], column, figure)))
         return
     results = measure(options.workloads)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,16 +32,19 @@ def test_the_instrument_counts_every_byte(memory):
         torch.empty(300, dtype=torch.float64)
         return second
 
-    assert memory.peak_allocated(call) == 12_000
+    assert memory.allocated(call) == (12_000, 0)
+    kept = []
+    assert memory.allocated(lambda: kept.append(torch.empty(64))) == (256, 256)
 
 
-def test_forward_and_backward_need_at_most_a_third_of_what_torch_does(memory):
-    (workload,) = select("apps", ["phylogenetics-amino"])
-    A, G = workload.matrices().requires_grad_(), workload.cotangent()
+def test_forward_and_backward_need_at_most_a_third_of_what_torch_does():
+    name = "phylogenetics-amino"
     peaks = {}
     for column in ("torch", "eager"):
-        call = memory.forward_backward(column, A, G)
-        call()  # reads weights
-        peaks[column] = memory.peak_allocated(call)
-    assert peaks["eager"] >= 2 * A.nbytes  # the value and the gradient, at the least
+        # Not in this process, where an earlier test may have left a workspace.
+        command = [sys.executable, SCRIPT, "--one", name, column, "allocated"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        peaks[column] = json.loads(done.stdout)["allocated"]
+    # The value, the gradient and a workspace, at the least.
+    assert peaks["eager"] > 2 * select("apps", [name])[0].matrices().nbytes
     assert 3 * peaks["eager"] <= peaks["torch"]
