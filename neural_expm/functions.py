@@ -5,23 +5,25 @@ exact algorithm for the rows outside → report.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import hub, validate
-from .checkpoints import load_record
+from .checkpoints import load_record, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .manifest import Checkpoint, find, list_models, shipped
-from .networks.exponential import EquivariantExponential, merged
 from .networks.protocols import Traceable
 from .report import Report
 from .route import Route, make_report
 from .surrogate import Surrogate, cheaper_surrogate, through_network
+
+if TYPE_CHECKING:
+    from .networks.exponential import EquivariantExponential
 
 
 def expm(
@@ -203,9 +205,8 @@ def _apply(
             )
         if isinstance(model, nn.Module):
             return model(B).to(A.dtype)
-        key = (function, model, rtol, validate.real_dtype(B.dtype))
-        _prepare_program(*key)
-        return _programs[key](B).to(A.dtype)
+        name = _prepare_program(function, model, rtol, validate.real_dtype(B.dtype))
+        return getattr(_programs, name)(B).to(A.dtype)
     network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
     if B.requires_grad or under_transform() or _has_tangent(B):
@@ -246,17 +247,19 @@ def _choose(
     return _found(function, model, rtol, validate.real_dtype(validate.working_dtype(function, A.dtype)))
 
 
-# What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.
-_programs: dict[
-    tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], Callable[[Tensor], Tensor]
-] = {}
+# What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.  Attributes and not the
+# entries of a dict, which a tracer looks at once, before a second function of the same trace has put its own there.
+_programs = SimpleNamespace()
+_names: dict[tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], str] = {}
 
 
 def _prepare_program(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
-) -> bool:
-    _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()
-    return True
+) -> str:
+    name = _names.setdefault((function, model, rtol, dtype), f"program{len(_names)}")
+    with untraced():
+        setattr(_programs, name, _found(function, model, rtol, dtype)[0].program())
+    return name
 
 
 # A tracer runs this and takes the result as a constant, instead of following the reading of files: what
@@ -283,6 +286,8 @@ def _shipped(
     function: str, name: str | None, rtol: float | None, dtype: torch.dtype
 ) -> tuple[Traceable, str, str]:
     if name is None and rtol is not None and function == "expm":
+        from .networks.exponential import merged
+
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
     return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
@@ -310,6 +315,9 @@ def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
 
 
 def _equivariant(name: str) -> EquivariantExponential:
+    # With it come the kernels: the first call pays for them, not the import of the package.
+    from .networks.exponential import EquivariantExponential
+
     network = load_record(find(name))
     assert isinstance(network, EquivariantExponential)
     return network

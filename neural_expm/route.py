@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import exact
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
 from .networks.protocols import Network
@@ -63,6 +62,8 @@ class Route:
         if self.outcome.reason is not None and not trust:
             rows = torch.nonzero(self.outcome.reason)[:, 0]
             if self.outside == "exact" and rows.numel():
+                from . import exact
+
                 result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
             else:
                 result[rows] = torch.nan
@@ -83,6 +84,8 @@ class Route:
         if self.outside == "nan":
             result[rows] = torch.nan
             return
+        from . import exact  # here and above: most programs never meet a matrix outside
+
         value, undefined = exact.VALUE[self.function](A[rows])
         if bool(undefined.any()):
             first = int(rows[undefined][0])

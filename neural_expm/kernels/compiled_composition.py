@@ -95,6 +95,8 @@ class Record:
 class _Kernel(Library):
     """A composition and its Fréchet derivative for one n and dtype."""
 
+    hopeless: ClassVar[list[int]]  # which of the matrices of the check have no value
+
     @staticmethod
     def file(n: int, dtype: torch.dtype) -> str:
         return "composition.cpp"
@@ -184,7 +186,8 @@ class _Kernel(Library):
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         """One stage by the eager kernel."""
         algebra = Algebra(BatchFirst, True)
-        return (sign_stage(algebra, *state, algebra.multiply(*state, *state), stage),)
+        (X,) = state
+        return (sign_stage(algebra, X, algebra.multiply(X, X), stage),)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
@@ -252,7 +255,8 @@ class RootKernel(_Kernel):
 
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         algebra = Algebra(BatchFirst, True)
-        return root_stage(algebra, *state, algebra.multiply(*reversed(state)), stage)
+        Y, Z = state
+        return root_stage(algebra, Y, Z, algebra.multiply(Z, Y), stage)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X / scale.sqrt()

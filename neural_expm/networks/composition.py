@@ -30,14 +30,15 @@ from ..kernels.compiled_composition import Passes
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
-from ..kernels.symbolic import CompositionProgram
+from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
 from .pretrained import Pretrained
 
+# The stages of a pass, their R_t where the spectrum may be complex, and the scale that the first stage wants.
+Kind = tuple[list[Stage], list[float] | None, float]
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
 ACCEPTED = 16.0
-LARGEST_RESIDUAL = 1e-3  # so that the bound of any accepted matrix is below the one in the manifest
 # Share of the matrices of a chunk that must be done before the others are moved together.
 WORTH_MOVING = 1 / 8
 
@@ -91,7 +92,7 @@ class _Composition(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self._program: CompositionProgram | None = None
-        self._native: tuple[list[tuple[list[Stage], list[float] | None, float]], Passes] | None = None
+        self._native: tuple[tuple[Kind, Kind], Passes] | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
@@ -198,9 +199,9 @@ class _Composition(Pretrained, nn.Module):
 
     def _passes(self) -> Passes:
         """The stages for the compiled kernels, made anew after weights were loaded."""
-        kinds = [(*self._stages(structure), self._radius(structure)) for structure in (False, True)]
-        if self._native is None or self._native[0] != kinds:
-            self._native = kinds, Passes(*kinds, self.config["passes"])
+        general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
+        if self._native is None or self._native[0] != (general, hermitian):
+            self._native = (general, hermitian), Passes(general, hermitian, self.config["passes"])
         return self._native[1]
 
     def _run_compiled(
@@ -263,7 +264,8 @@ class _Composition(Pretrained, nn.Module):
             if gone >= WORTH_MOVING * leaving.numel() or (gone and not t):
                 stay = torch.nonzero(~leaving)[:, 0]
                 rows, leaving = rows[stay], leaving[stay]
-                *state, W = self._pick(algebra, (*state, W), stay)
+                *kept, W = self._pick(algebra, (*state, W), stay)
+                state = tuple(kept)
             state = self._advance(algebra, state, W, stages[t])
 
     @staticmethod
@@ -371,7 +373,8 @@ class EquivariantSquareRoot(_Composition):
     def _advance(
         self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, stage: Stage
     ) -> tuple[Tensor, ...]:
-        return root_stage(algebra, *state, W, stage)
+        Y, Z = state
+        return root_stage(algebra, Y, Z, W, stage)
 
     def _growth(self, scale: Tensor) -> Tensor:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.

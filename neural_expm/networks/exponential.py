@@ -289,15 +289,30 @@ class EquivariantExponential(Pretrained, nn.Module):
     def program(self) -> ExponentialProgram:
         """The deepest tier and all squarings as plain numbers, for tracing."""
         if self._program is None:
-            rung = self.ladder.rungs[-1]
-            tier = self.tiers[rung.tier]
-            heads = tuple(
-                (tuple(tier.scores[h, : h + 1].tolist()), tuple(tier.values[h, : h + 1].tolist()))
-                for h in range(tier.products)
-            )
-            radius = self.ladder.radius / 2**rung.squarings
-            self._program = ExponentialProgram(heads, tuple(tier.readout.tolist()), radius, rung.squarings)
+            self._program = self.program_within(self.radius)
         return self._program
+
+    def program_within(self, radius: float) -> ExponentialProgram:
+        """The cheapest rung that reaches ``radius`` as plain numbers; it answers NaN beyond the radius of the rung.
+
+        Raises:
+            InputError: no rung reaches so far.
+        """
+        level = self.ladder.level(radius)
+        if level == len(self.ladder.rungs):
+            raise InputError(f"expm: no rung reaches radius {radius:g}; the largest is {self.radius:g}")
+        rung = self.ladder.rungs[level]
+        tier = self.tiers[rung.tier]
+        heads = [
+            (tuple(tier.scores[h, : h + 1].tolist()), tuple(tier.values[h, : h + 1].tolist()))
+            for h in range(tier.products)
+        ]
+        *readout, last = tier.readout.tolist()
+        # The last token bears its own weight: one of 1 − 1e-10 is taken for 1 by optimisers of ONNX graphs.
+        scores, values = heads[-1]
+        heads[-1] = tuple(last * score for score in scores), values
+        unscaled = rung.radius / 2**rung.squarings
+        return ExponentialProgram(tuple(heads), (*readout, 1.0), unscaled, rung.squarings)
 
     def forward(self, A: Tensor) -> Tensor:
         """exp(A), shape (*, n, n)."""
