@@ -174,7 +174,8 @@ class _Kernel(Library):
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         """One stage by the eager kernel."""
         algebra = Algebra(BatchFirst, True)
-        return (sign_stage(algebra, *state, algebra.multiply(*state, *state), stage),)
+        W = algebra.multiply(*state, *state)
+        return (sign_stage(algebra, *state, W, algebra.multiply(W, W), stage),)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
@@ -242,7 +243,8 @@ class RootKernel(_Kernel):
 
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         algebra = Algebra(BatchFirst, True)
-        return root_stage(algebra, *state, algebra.multiply(*reversed(state)), stage)
+        W = algebra.multiply(*reversed(state))
+        return root_stage(algebra, *state, W, algebra.multiply(W, W), stage)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X / scale.sqrt()
