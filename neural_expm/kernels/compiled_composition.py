@@ -187,7 +187,8 @@ class _Kernel(Library):
         """One stage by the eager kernel."""
         algebra = Algebra(BatchFirst, True)
         (X,) = state
-        return (sign_stage(algebra, X, algebra.multiply(X, X), stage),)
+        W = algebra.multiply(X, X)
+        return (sign_stage(algebra, X, W, algebra.multiply(W, W), stage),)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
@@ -256,7 +257,8 @@ class RootKernel(_Kernel):
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         algebra = Algebra(BatchFirst, True)
         Y, Z = state
-        return root_stage(algebra, Y, Z, algebra.multiply(Z, Y), stage)
+        W = algebra.multiply(Z, Y)
+        return root_stage(algebra, Y, Z, W, algebra.multiply(W, W), stage)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X / scale.sqrt()

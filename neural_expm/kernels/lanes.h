@@ -58,7 +58,8 @@ inline num scaled(const num& a, const Weight& w) { return {a.re * w, a.im * w}; 
 inline vec squared(const num& a) { return a.re * a.re + a.im * a.im; }
 #else
 typedef vec num;
-constexpr int PARTS = 1, ROWS = 2, COLUMNS = 4;
+// Tiles as large as the registers hold: AVX-512 has 32 of them, and a larger tile reads Y less often.
+constexpr int PARTS = 1, ROWS = sizeof(vec) == 64 ? 4 : 2, COLUMNS = 4;
 inline void multiply_add(num& sum, const num& a, const num& b) { sum += a * b; }
 inline void scale_add(num& sum, const vec& w, const num& a) { sum += w * a; }
 template <class Weight>
