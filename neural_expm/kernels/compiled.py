@@ -2,9 +2,9 @@
 
 The environment variable NEURAL_EXPM_COMPILE says when: ``auto`` (default) compiles in the background once a shape has
 been asked for often enough to repay it, and the eager kernel answers meanwhile; ``1`` compiles at the first call and
-waits; ``0`` never.  A library that is already in the cache folder is used from the first call on.  Whatever goes wrong
-(no compiler, a failing one, a folder that is full or read-only, a library that computes wrongly) is logged once, and
-the eager kernel answers.
+waits; ``0`` never, for shapes first met then.  A library that is already in the cache folder is used from the first
+call on.  Whatever goes wrong (no compiler, a failing one, a folder that is full or read-only, a library that computes
+wrongly) is logged once, and the eager kernel answers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Shape:
 
     def __init__(self) -> None:
         self.kernel: Library | None = None
-        self.state = "new"  # → "waiting" → "building" → "ready" or "failed"
+        self.state = "new"  # → "waiting" → "building" → "ready" or "failed"; or "off"
         self.calls = self.matrices = 0
 
 
@@ -76,7 +76,7 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     shape = _shapes.get(key) or _shapes.setdefault(key, _Shape())
     if shape.kernel is not None:
         return shape.kernel
-    if shape.state in ("failed", "building"):
+    if shape.state in ("failed", "building", "off"):
         return None
     return _consider(shape, key, A.shape[0])
 
@@ -89,6 +89,7 @@ def readable(A: Tensor) -> bool:
 def _consider(shape: _Shape, key: Key, matrices: int) -> Library | None:
     mode = os.environ.get("NEURAL_EXPM_COMPILE", "auto").lower()
     if mode in ("0", "never", "off"):
+        shape.state = "off"
         return None
     with _lock:
         if shape.state == "new":
@@ -178,7 +179,7 @@ def _give_up(shape: _Shape, key: Key, error: Exception) -> None:
 
 
 def state() -> dict[Key, str]:
-    """Of each (kind, n, dtype) asked for so far: ``"waiting"``, ``"building"``, ``"ready"`` or ``"failed"``."""
+    """Of each (kind, n, dtype) asked for: ``"waiting"``, ``"building"``, ``"ready"``, ``"failed"`` or ``"off"``."""
     return {key: shape.state for key, shape in list(_shapes.items())}
 
 

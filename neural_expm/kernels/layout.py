@@ -19,8 +19,9 @@ from torch import Tensor
 # where the change of layout pays.
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache.
-CHUNK_BYTES = 1 << 17
+# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache, and for more
+# than one thread a token has the 32768 entries from which on torch shares an operation among threads.
+CHUNK_BYTES = 1 << 18
 
 Call = Callable[[], object]
 

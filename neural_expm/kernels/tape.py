@@ -110,17 +110,24 @@ def tape_for(
     make = partial(Tape, layout, n, count, weights, identity, squarings, members)
     if A.device.type != "cpu" or type(A) is not Tensor or size * A.element_size() > KEPT_BYTES:
         return make(A.new_empty(size))
-    memory = _kept.memory.get(A.dtype)
-    if memory is None or memory.numel() < size:
-        _kept.memory[A.dtype] = memory = torch.empty(size, dtype=A.dtype)
-        for key in [key for key in _kept.tapes if key[0] == A.dtype]:
-            del _kept.tapes[key]
     # The tape keeps the list of weights alive, so that its id names no other one.
     key = (A.dtype, layout, n, count, id(weights), squarings, members)
     found = _kept.tapes.get(key)
     if found is None:
-        _kept.tapes[key] = found = make(memory), weights
+        # What is made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            _kept.tapes[key] = found = make(_memory(A.dtype, size)), weights
         while len(_kept.tapes) > KEPT:
             _kept.tapes.popitem(last=False)
     _kept.tapes.move_to_end(key)
     return found[0]
+
+
+def _memory(dtype: torch.dtype, size: int) -> Tensor:
+    """At least so many entries, shared by the tapes of this thread; those on a smaller piece are dropped with it."""
+    memory = _kept.memory.get(dtype)
+    if memory is None or memory.numel() < size:
+        for key in [key for key in _kept.tapes if key[0] == dtype]:
+            del _kept.tapes[key]
+        _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype)
+    return memory

@@ -163,7 +163,7 @@ class EquivariantExponential(Pretrained, nn.Module):
             levels = self.ladder.levels(norm := norm_bound(A))
         elif squares is None:
             first, last = self.ladder.level(low), self.ladder.level(high)
-            if first == last:
+            if self.ladder.one_group(first, last, count, n):
                 return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
             levels = self.ladder.levels_inside(norm)
         else:

@@ -122,6 +122,18 @@ class Ladder:
         usable = norm <= MAJORANT_RATIO * root
         return torch.where(usable, torch.bucketize(root, radii, out_int32=True), len(self.rungs))
 
+    def one_group(self, first: int, last: int, count: int, n: int) -> bool:
+        """Whether ``count`` matrices of levels ``first`` to ``last`` are not worth telling apart (see :meth:`group`).
+
+        False for a ``last`` beyond the rungs.
+        """
+        if first == last < len(self.rungs):
+            return True
+        if last == len(self.rungs) or self.rungs[first].squarings < self.rungs[last].squarings - 1:
+            return False
+        saved = (self.rungs[last].cost - self.rungs[first].cost) * (PRODUCT_NS + FLOP_NS * n**3)
+        return count * saved <= GROUP_NS
+
     def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
