@@ -19,8 +19,15 @@ from neural_expm.kernels import compiled, toolchain
 
 # Relative Frobenius error against float64, in roundings: a few products and squarings each.
 ROUNDINGS = 40
-# (n, dtype) that the tests compile: odd and one entry past a register, complex, both precisions.
-SHAPES = [(3, torch.float32), (5, torch.complex128)]
+# (n, dtype) that the tests compile: one entry of many matrices in a register, and pieces of rows; odd sizes, one entry
+# past a register, complex, both precisions.
+SHAPES = [
+    (3, torch.float32),
+    (5, torch.complex128),
+    (17, torch.float32),
+    (13, torch.float64),
+    (18, torch.complex64),
+]
 
 needs_compiler = pytest.mark.skipif(
     not any(toolchain.shutil.which(name) for name in toolchain.COMPILERS), reason="no C++ compiler"
@@ -105,6 +112,7 @@ def test_any_strides(ready, n, dtype):
     torch.testing.assert_close(neural_expm.expm(spread), expected)
     torch.testing.assert_close(neural_expm.expm(A.mT.contiguous().mT), expected)
     torch.testing.assert_close(neural_expm.expm(A.mH), expected.mH, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(neural_expm.expm(A.conj()), expected.conj(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(neural_expm.expm(A[7].expand(9, n, n)), expected[7].expand(9, n, n))
     torch.testing.assert_close(neural_expm.expm(A.reshape(2, 4, 5, n, n)), expected.reshape(2, 4, 5, n, n))
 

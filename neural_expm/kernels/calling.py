@@ -29,12 +29,21 @@ class Library:
     """The compiled functions of one kind for one n and dtype; tensors are on the CPU.
 
     Args:
-        library: compiled from ``file`` with ``defines`` besides the size and the field.
+        library: compiled from ``file(n, dtype)`` with ``defines`` besides the size and the field.
     """
 
     name = "compiled"
-    file: str
-    defines: ClassVar[dict[str, Any]]
+    defines: ClassVar[dict[str, Any]] = {}
+
+    @staticmethod
+    @abstractmethod
+    def file(n: int, dtype: torch.dtype) -> str:
+        """The source for this size."""
+
+    @staticmethod
+    @abstractmethod
+    def worthwhile(n: int, count: int) -> bool:
+        """Whether ``count`` matrices of this size are faster so than through batched GEMMs."""
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype = n, dtype

@@ -32,12 +32,6 @@ KINDS: dict[str, type[Library]] = {
     "sign": compiled_composition.SignKernel,
     "sqrtm": compiled_composition.RootKernel,
 }
-HEADER = "lanes.h"
-# Largest n that is faster one-register-many-matrices than through batched GEMMs (benchmarks/scaling.py); from FILLED_N
-# on only where the registers are filled, since idle lanes cost as much as busy ones.
-LARGEST_N = 32
-FILLED_N = 16
-FILLED_COUNT = 8
 # A shape is compiled after so many calls, or so many matrices; compiling costs one core some seconds, once a machine.
 WORTH_CALLS = 24
 WORTH_MATRICES = 20_000
@@ -74,9 +68,7 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     Asking counts towards making one.
     """
     n, dtype = A.shape[-1], A.dtype
-    if not 2 <= n <= LARGEST_N or dtype not in DTYPES or A.device.type != "cpu":
-        return None
-    if n >= FILLED_N and A.shape[0] < FILLED_COUNT:
+    if n < 2 or not KINDS[kind].worthwhile(n, A.shape[0]) or dtype not in DTYPES or A.device.type != "cpu":
         return None
     if not readable(A) or torch.compiler.is_compiling():
         return None
@@ -118,12 +110,22 @@ def _consider(shape: _Shape, key: Key, matrices: int) -> Library | None:
 
 def _recipe(kind: str, n: int, dtype: torch.dtype) -> tuple[str, dict[str, Any], str]:
     """Source, definitions and the stem of the file name of a library."""
-    made, here = KINDS[kind], resources.files(__package__)
-    header = here.joinpath(HEADER).read_text(encoding="utf-8").replace("#pragma once\n", "")
-    source = here.joinpath(made.file).read_text(encoding="utf-8").replace(f'#include "{HEADER}"\n', header)
+    made = KINDS[kind]
+    source = _with_headers(made.file(n, dtype), set())
     scalar, is_complex = DTYPES[dtype]
     defines = {"SIZE": n, "REAL": scalar, "COMPLEX": is_complex, **made.defines}
     return source, defines, f"{kind}-{n}-{str(dtype)[6:]}"
+
+
+def _with_headers(name: str, seen: set[str]) -> str:
+    """A source file with the headers of this folder put in, each once: a library is named by all that goes into it."""
+    seen.add(name)
+    lines = resources.files(__package__).joinpath(name).read_text(encoding="utf-8").splitlines(keepends=True)
+    for i, line in enumerate(lines):
+        if line.startswith('#include "'):
+            header = line.split('"')[1]
+            lines[i] = "" if header in seen else _with_headers(header, seen)
+    return "".join(line for line in lines if line != "#pragma once\n")
 
 
 def _adopt(shape: _Shape, key: Key) -> None:

@@ -15,6 +15,10 @@ from .calling import Library, checked
 from .composition import Algebra, Stage, root_stage, sign_stage
 from .layout import BatchFirst
 
+# Largest n that is faster one-register-many-matrices than through batched GEMMs; from FILLED_N on only where the
+# registers are filled, since idle lanes cost as much as busy ones.
+LARGEST_N, FILLED_N, FILLED_COUNT = 32, 16, 8
+
 # Products of a matrix, to judge how many threads a batch is worth.
 VALUE_PRODUCTS, FRECHET_PRODUCTS = 30, 90
 # A pass that the check of a library runs: gentle stages, Newton–Schulz, and the R of both.
@@ -91,8 +95,15 @@ class Record:
 class _Kernel(Library):
     """A composition and its Fréchet derivative for one n and dtype."""
 
-    file = "composition.cpp"
     hopeless: ClassVar[list[int]]  # which of the matrices of the check have no value
+
+    @staticmethod
+    def file(n: int, dtype: torch.dtype) -> str:
+        return "composition.cpp"
+
+    @staticmethod
+    def worthwhile(n: int, count: int) -> bool:
+        return n <= LARGEST_N and (n < FILLED_N or count >= FILLED_COUNT)
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)
@@ -176,7 +187,8 @@ class _Kernel(Library):
         """One stage by the eager kernel."""
         algebra = Algebra(BatchFirst, True)
         (X,) = state
-        return (sign_stage(algebra, X, algebra.multiply(X, X), stage),)
+        W = algebra.multiply(X, X)
+        return (sign_stage(algebra, X, W, algebra.multiply(W, W), stage),)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X
@@ -245,7 +257,8 @@ class RootKernel(_Kernel):
     def _stage(self, state: tuple[Tensor, ...], stage: Stage) -> tuple[Tensor, ...]:
         algebra = Algebra(BatchFirst, True)
         Y, Z = state
-        return root_stage(algebra, Y, Z, algebra.multiply(Z, Y), stage)
+        W = algebra.multiply(Z, Y)
+        return root_stage(algebra, Y, Z, W, algebra.multiply(W, W), stage)
 
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
         return X / scale.sqrt()

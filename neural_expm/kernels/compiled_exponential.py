@@ -1,16 +1,20 @@
-"""The compiled exponential (``batched.cpp``): rungs as C structures, and the calls."""
+"""The compiled exponential (``batched.cpp``, ``rows.cpp``): rungs as C structures, and the calls."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from . import eager
 from .calling import Library, checked
+
+# From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
+# that is faster than batched GEMMs, and up to LARGEST_ALONE also for fewer matrices than there are threads
+# (benchmarks/scaling.py).
+ROW_BYTES, LARGEST_ALONE, LARGEST_N = 56, 64, 128
 
 
 class Network(ctypes.Structure):
@@ -29,11 +33,16 @@ class Rungs:
 
     Args:
         radii: of each rung, increasing, in the real dtype of the matrices.
+        majorants: radii for ‖A²‖^{1/2}, likewise (``Ladder.majorant_radii``), for kernels that form A² first.
+        ratio: largest ‖A‖/‖A²‖^{1/2} for them.
         networks: for each rung the flat weights (``EquivariantTransformer.flat``), the read-out of I, and s.
     """
 
-    def __init__(self, radii: Tensor, networks: list[tuple[Tensor, float, int]]) -> None:
-        self.radii, self.weights = radii, [weights for weights, _, _ in networks]
+    def __init__(
+        self, radii: Tensor, majorants: Tensor, ratio: float, networks: list[tuple[Tensor, float, int]]
+    ) -> None:
+        self.radii, self.majorants, self.ratio = radii, majorants, ratio
+        self.weights = [weights for weights, _, _ in networks]
         self.count = len(networks)
         # Heads 2 … m take 2h weights each and the read-out m + 1: m² + 2m − 1 in all.
         self.products = [round((weights.shape[0] + 2) ** 0.5) - 1 for weights in self.weights]
@@ -48,27 +57,24 @@ class Rungs:
 class Kernel(Library):
     """exp and its Fréchet derivative for one n and dtype."""
 
-    file = "batched.cpp"
-    defines: ClassVar = {}
+    @staticmethod
+    def file(n: int, dtype: torch.dtype) -> str:
+        return "rows.cpp" if n * dtype.to_real().itemsize >= ROW_BYTES else "batched.cpp"
+
+    @staticmethod
+    def worthwhile(n: int, count: int) -> bool:
+        return n <= (LARGEST_N if count >= torch.get_num_threads() else LARGEST_ALONE)
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        self._value.argtypes = [
-            pointer,
-            integer,
-            pointer,
-            integer,
-            pointer,
-            integer,
-            pointer,
-            pointer,
-            integer,
-        ]
+        batch = (pointer, integer)
+        rungs = (pointer, pointer, ctypes.c_double, integer, pointer)
+        self._value.argtypes = (*batch, *rungs, integer, pointer, pointer, integer)
         self._frechet.argtypes = [pointer, pointer, integer, integer, pointer, pointer, pointer, integer]
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
-        """Out ← exp(A), each matrix by the first rung that reaches its ``domain.norm_bound``, or a deeper one.
+        """Out ← exp(A), each matrix by the first rung that reaches its norm (see the sources), or a deeper one.
 
         Args:
             A: shape (batch, n, n), any strides.
@@ -85,6 +91,8 @@ class Kernel(Library):
             ctypes.byref(self._source(A)),
             count,
             rungs.radii.data_ptr(),
+            rungs.majorants.data_ptr(),
+            rungs.ratio,
             rungs.count,
             rungs.networks,
             trust,
@@ -121,7 +129,8 @@ class Kernel(Library):
             weights = [torch.rand(2, h, dtype=real, generator=generator) for h in range(2, m + 1)]
             networks.append([*weights, torch.rand(1, m + 1, dtype=real, generator=generator)])
         flat = [torch.cat([w.reshape(-1) for w in weights]) for weights in networks]
-        rungs = Rungs(torch.tensor([0.3, 1e3], dtype=real), [(flat[0], 0.5, 0), (flat[1], -0.5, 2)])
+        radii = torch.tensor([0.3, 1e3], dtype=real)
+        rungs = Rungs(radii, radii, 1.0, [(flat[0], 0.5, 0), (flat[1], -0.5, 2)])
         value, derivative, expected = torch.zeros_like(A), torch.zeros_like(A), torch.zeros_like(A)
         level, _ = self.value(A.mH, rungs, True, value)
         # One rung for all: matrices that share a register share the deepest of their rungs, which are not the same

@@ -45,32 +45,45 @@ constexpr int SHARPER = 3;
 
 // --- one matrix -------------------------------------------------------------------------------------------------------
 
-// Contiguous, real and imaginary parts apart, for what is asked of single matrices.
+// Row by row in registers, real and imaginary parts apart, for what is asked of single matrices; what is left of the
+// last register of a row is zero.
 struct Single {
-  real part[PARTS][N][N];
+  static constexpr int BLOCKS = (N + W - 1) / W;
+  real& operator()(int p, int i, int j) { return reinterpret_cast<real*>(row[p][i])[j]; }
+  real operator()(int p, int i, int j) const { return reinterpret_cast<const real*>(row[p][i])[j]; }
+  vec row[PARTS][N][BLOCKS];
 };
 
+inline void clear_margin(Single& A) {
+  if constexpr (N % W != 0)
+    for (int p = 0; p < PARTS; ++p)
+      for (int i = 0; i < N; ++i)
+        for (int j = N; j < Single::BLOCKS * W; ++j) A(p, i, j) = 0;
+}
+
 inline void square(const Single& A, Single& out) {
-  for (int i = 0; i < N; ++i) {
-    real sum[PARTS][N] = {};
-    for (int k = 0; k < N; ++k) {
-      for (int j = 0; j < N; ++j) sum[0][j] += A.part[0][i][k] * A.part[0][k][j];
-      if constexpr (PARTS == 2)
-        for (int j = 0; j < N; ++j) {
-          sum[0][j] -= A.part[1][i][k] * A.part[1][k][j];
-          sum[1][j] += A.part[0][i][k] * A.part[1][k][j] + A.part[1][i][k] * A.part[0][k][j];
+  for (int i = 0; i < N; ++i)
+    for (int b = 0; b < Single::BLOCKS; ++b) {
+      vec re = {}, im = {};
+      for (int k = 0; k < N; ++k) {
+        re += A(0, i, k) * A.row[0][k][b];
+        if constexpr (PARTS == 2) {
+          re -= A(1, i, k) * A.row[1][k][b];
+          im += A(0, i, k) * A.row[1][k][b] + A(1, i, k) * A.row[0][k][b];
         }
+      }
+      out.row[0][i][b] = re;
+      if constexpr (PARTS == 2) out.row[1][i][b] = im;
     }
-    for (int p = 0; p < PARTS; ++p) std::copy(sum[p], sum[p] + N, out.part[p][i]);
-  }
 }
 
 inline real norm(const Single& A) {
-  real sums[N] = {}, total = 0;
+  vec sums = {};
   for (int p = 0; p < PARTS; ++p)
     for (int i = 0; i < N; ++i)
-      for (int j = 0; j < N; ++j) sums[j] += A.part[p][i][j] * A.part[p][i][j];
-  for (int j = 0; j < N; ++j) total += sums[j];
+      for (int b = 0; b < Single::BLOCKS; ++b) sums += A.row[p][i][b] * A.row[p][i][b];
+  real total = 0;
+  for (int l = 0; l < W; ++l) total += sums[l];
   return std::sqrt(total);
 }
 
@@ -78,8 +91,8 @@ inline real norm(const Single& A) {
 inline bool is_hermitian(const Single& A) {
   for (int i = 0; i < N; ++i)
     for (int j = 0; j <= i; ++j) {
-      if (!(A.part[0][i][j] == A.part[0][j][i])) return false;
-      if (PARTS == 2 && !(A.part[PARTS - 1][i][j] == -A.part[PARTS - 1][j][i])) return false;
+      if (!(A(0, i, j) == A(0, j, i))) return false;
+      if (PARTS == 2 && !(A(PARTS - 1, i, j) == -A(PARTS - 1, j, i))) return false;
     }
   return true;
 }
@@ -90,8 +103,9 @@ inline void read(const Source& A, int64_t at, Single& out) {
     for (int j = 0; j < N; ++j)
       for (int p = 0; p < PARTS; ++p) {
         const real entry = matrix[i * A.row + j * A.column + p];
-        out.part[p][i][j] = p && A.conjugate ? -entry : entry;
+        out(p, i, j) = p && A.conjugate ? -entry : entry;
       }
+  clear_margin(out);
 }
 
 // --- one lane ---------------------------------------------------------------------------------------------------------
@@ -100,14 +114,15 @@ inline void put_lane(const Single& A, real scale, int lane, num* X) {
   vec* flat = reinterpret_cast<vec*>(X);
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < N; ++j)
-      for (int p = 0; p < PARTS; ++p) flat[(i * N + j) * PARTS + p][lane] = scale * A.part[p][i][j];
+      for (int p = 0; p < PARTS; ++p) flat[(i * N + j) * PARTS + p][lane] = scale * A(p, i, j);
 }
 
 inline void take_lane(const num* X, int lane, Single& A) {
   const vec* flat = reinterpret_cast<const vec*>(X);
   for (int i = 0; i < N; ++i)
     for (int j = 0; j < N; ++j)
-      for (int p = 0; p < PARTS; ++p) A.part[p][i][j] = flat[(i * N + j) * PARTS + p][lane];
+      for (int p = 0; p < PARTS; ++p) A(p, i, j) = flat[(i * N + j) * PARTS + p][lane];
+  clear_margin(A);
 }
 
 inline void store_lane(const num* X, real scale, int lane, real* out) {

@@ -10,6 +10,8 @@ it as they stand, and only products and the identity know of it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,34 +23,60 @@ SHARPER = 3
 
 
 class Algebra:
-    """Products of matrices, or of pairs (X, dX), in a layout."""
+    """Products of matrices, or of pairs (X, dX), in a layout.
+
+    Results live in buffers that :meth:`release` takes back for the next ones: fresh memory costs more than a product
+    of small matrices.
+    """
 
     def __init__(self, layout: Layout, dual: bool) -> None:
         self.layout, self.dual = layout, dual
+        self._free: list[Tensor] = []
 
     def value(self, X: Tensor) -> Tensor:
         """The matrix part."""
         return X[0] if self.dual else X
 
+    def like(self, X: Tensor, count: int | None = None) -> Tensor:
+        """Uninitialised, of the shape of X, or with another number of matrices."""
+        shape = list(X.shape)
+        if count is not None:
+            shape[self.axis] = count
+        size = math.prod(shape)
+        while self._free:
+            buffer = self._free.pop()
+            if buffer.numel() >= size:
+                return buffer[:size].view(shape)
+        return X.new_empty(size).view(shape)
+
+    def release(self, *used: Tensor) -> None:
+        """Take back what :meth:`like` gave."""
+        self._free.extend((X if X._base is None else X._base).view(-1) for X in used)
+
+    @property
+    def axis(self) -> int:
+        """The dimension that counts matrices."""
+        return -1 if self.layout.dims == (0, 1) else -3
+
+    def select(self, X: Tensor, rows: Tensor) -> Tensor:
+        """Some of the matrices, new."""
+        return torch.index_select(X, self.axis, rows, out=self.like(X, rows.numel()))
+
     def multiply(self, X: Tensor, Y: Tensor) -> Tensor:
         """X Y, new."""
-        out = torch.empty_like(X)
+        out = self.like(X)
         if self.dual:
             multiply_dual(self.layout, X, Y, out)
         else:
             self.layout.multiply(X, Y, out)
         return out
 
-    def polynomial(self, W: Tensor, stage: Stage) -> Tensor:
-        """h(W) = aI + bW + cW², new."""
+    def polynomial(self, W: Tensor, square: Tensor, stage: Stage) -> Tensor:
+        """h(W) = aI + bW + cW², in place of ``square`` = W²."""
         a, b, c = stage
-        out, value = W.clone(), self.value(W)
-        self.layout.multiply_add(value, value, self.value(out), beta=b, alpha=c)
-        if self.dual:
-            self.layout.multiply_add(W[1], value, out[1], beta=b, alpha=c)
-            self.layout.multiply_add(value, W[1], out[1], alpha=c)
-        self.layout.add_identity(self.value(out), a)
-        return out
+        square.mul_(c).add_(W, alpha=b)
+        self.layout.add_identity(self.value(square), a)
+        return square
 
     def norms(self, X: Tensor) -> Tensor:
         """‖·‖_F of each matrix."""
@@ -60,21 +88,24 @@ class Algebra:
         self.layout.add_identity(difference, -1.0)
         return torch.linalg.vector_norm(difference, dim=self.layout.dims)
 
-    def within(self, W: Tensor, radius: float) -> Tensor:
+    def within(self, W: Tensor, square: Tensor, radius: float) -> Tensor:
         """Whether the spectral radius of W = X² is provably at most radius².
 
-        By ‖W‖, by 1 + ‖W − I‖, and for the few matrices that these leave open by ‖W^{2^k}‖^{1/2^k}.
+        By ‖W‖, by 1 + ‖W − I‖, and for the few matrices that these leave open by ‖W^{2^k}‖^{1/2^k}; ``square`` is W².
         """
         limit, size = radius * radius, W.shape[self.layout.dims[0]]
         whole = self.norms(W).square()
         trace = self.layout.matrices(self.value(W)).diagonal(dim1=-2, dim2=-1).sum(-1).real
         # ‖W − I‖² = ‖W‖² − 2 Re tr W + n, rounded up: a subtraction of like numbers.
         rounding = 4 * size * torch.finfo(whole.dtype).eps * (whole + size)
-        apart = (whole - 2 * trace + size + rounding).clamp_min_(0.0)
-        good = torch.minimum(whole.sqrt_(), 1.0 + apart.sqrt_()) <= limit
+        apart = whole - 2 * trace + size + rounding
+        good = (whole <= limit**2) | (apart <= (limit - 1.0) ** 2) if limit > 1.0 else whole <= limit**2
+        if bool(good.all()):
+            return good
+        good |= self.norms(square) <= limit**2
         rows = torch.nonzero(~good)[:, 0]
-        power = self.layout.matrices(self.value(W))[rows]
-        for k in range(1, SHARPER + 1):
+        power = self.layout.matrices(self.value(square))[rows]
+        for k in range(2, SHARPER + 1):
             if not rows.numel():
                 break
             power = power @ power
@@ -84,12 +115,19 @@ class Algebra:
         return good
 
 
-def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, stage: Stage) -> Tensor:
-    """X h(W) with W = X²."""
-    return algebra.multiply(X, algebra.polynomial(W, stage))
+def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, square: Tensor, stage: Stage) -> Tensor:
+    """X h(W) with W = X² and ``square`` = W²; the arguments are used up."""
+    h = algebra.polynomial(W, square, stage)
+    result = algebra.multiply(X, h)
+    algebra.release(X, W, h)
+    return result
 
 
-def root_stage(algebra: Algebra, Y: Tensor, Z: Tensor, W: Tensor, stage: Stage) -> tuple[Tensor, Tensor]:
+def root_stage(
+    algebra: Algebra, Y: Tensor, Z: Tensor, W: Tensor, square: Tensor, stage: Stage
+) -> tuple[Tensor, Tensor]:
     """The coupled form of :func:`sign_stage`, W = ZY: Y → A^{1/2}, Z → A^{−1/2}."""
-    h = algebra.polynomial(W, stage)
-    return algebra.multiply(Y, h), algebra.multiply(h, Z)
+    h = algebra.polynomial(W, square, stage)
+    result = algebra.multiply(Y, h), algebra.multiply(h, Z)
+    algebra.release(Y, Z, W, h)
+    return result

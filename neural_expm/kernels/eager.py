@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .layout import chunk_length, layout_for
+from .layout import Alone, TapeLayout, chunk_length, layout_for
 from .tape import tape_for
 
 
@@ -28,8 +28,11 @@ def chunks(A: Tensor, rows: Tensor | None) -> Iterator[tuple[slice | Tensor, int
 
 
 def take(A: Tensor, at: slice | Tensor) -> Tensor:
-    """The matrices of a chunk."""
-    return A[at] if isinstance(at, slice) else A.index_select(0, at)
+    """The matrices of a chunk, with the strides of a contiguous or transposed A."""
+    if isinstance(at, slice):
+        return A[at]
+    # Rows that lie in one piece are gathered many times faster than those of a transposed view.
+    return A.mT.index_select(0, at).mT if A.stride(-1) != 1 else A.index_select(0, at)
 
 
 def put(out: Tensor, at: slice | Tensor, X: Tensor) -> None:
@@ -94,20 +97,18 @@ def _evaluate(
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return
-    layout, count = layout_for(A.shape[-1], total), chunk_length(A, total)
+    layout: TapeLayout = Alone if A.shape[0] == 1 else layout_for(A.shape[-1], total)
+    count = chunk_length(A, total)
     members = 1 if E is None else 2
     tape = tape_for(A, layout, count, weights, identity, squarings, members)
     scale = 2.0**-squarings
-    result = tape.first.new_empty(count, *A.shape[1:]) if rows is not None else None
+    result = None if rows is None else A.new_empty(count, *A.shape[1:])
     for start in range(0, total, count):
         # The last chunk reaches back over some matrices of the one before, so that one tape serves all.
         at = slice(min(start, total - count), min(start, total - count) + count)
         chosen = at if rows is None else rows[at]
-        if E is None:
-            layout.load(take(A, chosen), tape.first, scale)
-        else:
-            layout.load(take(A, chosen), tape.first[0], scale)
-            layout.load(take(E, chosen), tape.first[1], scale)
+        for source, place in zip((A,) if E is None else (A, E), tape.first, strict=True):
+            layout.load(take(source, chosen), place, scale)
         if squares is not None:
             layout.load(take(squares, chosen), tape.second, scale * scale)
         tape.replay(squares is not None)

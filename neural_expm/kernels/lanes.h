@@ -33,6 +33,9 @@ constexpr int BYTES = 16;
 constexpr int W = BYTES / sizeof(real);
 typedef real vec __attribute__((vector_size(BYTES), may_alias));
 
+// x in every lane.  (Minus zero, which a compiler may leave out, as it may not for plus zero: −0 + 0 = 0.)
+inline vec all_lanes(real x) { return x - vec{}; }
+
 // --- the field ------------------------------------------------------------------------------------------------------
 
 // Weights are a real for all lanes, or a vec with one for each.
@@ -55,7 +58,8 @@ inline num scaled(const num& a, const Weight& w) { return {a.re * w, a.im * w}; 
 inline vec squared(const num& a) { return a.re * a.re + a.im * a.im; }
 #else
 typedef vec num;
-constexpr int PARTS = 1, ROWS = 2, COLUMNS = 4;
+// Tiles as large as the registers hold: AVX-512 has 32 of them, and a larger tile reads Y less often.
+constexpr int PARTS = 1, ROWS = sizeof(vec) == 64 ? 4 : 2, COLUMNS = 4;
 inline void multiply_add(num& sum, const num& a, const num& b) { sum += a * b; }
 inline void scale_add(num& sum, const vec& w, const num& a) { sum += w * a; }
 template <class Weight>
@@ -186,15 +190,15 @@ inline void store(num* X, const int64_t* at, int lanes, real* out) {
 
 // --- the loop over the batch --------------------------------------------------------------------------------------------
 
-// body(part, first, last) for contiguous parts of the batch.  The threads live as long as the call, so that none is
-// missing after a fork.
-template <class Body>
+// body(part, first, last) for contiguous parts of the batch that begin at a multiple of GRAIN.  The threads live as long
+// as the call, so that none is missing after a fork.
+template <int GRAIN, class Body>
 void in_threads(int64_t count, int64_t threads, const Body& body) {
-  const int64_t groups = (count + W - 1) / W;
+  const int64_t groups = (count + GRAIN - 1) / GRAIN;
   threads = std::max<int64_t>(1, std::min(threads, groups));
   const auto part = [&](int64_t t) {
-    const int64_t first = groups * t / threads * W;
-    body(t, first, std::min(count, groups * (t + 1) / threads * W));
+    const int64_t first = groups * t / threads * GRAIN;
+    body(t, first, std::min(count, groups * (t + 1) / threads * GRAIN));
   };
   std::vector<std::thread> helpers;
   for (int64_t t = 1; t < threads; ++t) {
@@ -224,10 +228,10 @@ class Workspace {
 
 // Calls body(first, last) on parts of the batch; the largest of its results, or negative where memory ran out: nothing is
 // thrown across the face of a library.
-template <class Body>
+template <int GRAIN = W, class Body>
 int guarded(int64_t count, int64_t threads, const Body& body) noexcept try {
   std::vector<int> results(std::max<int64_t>(threads, 1), 0);
-  in_threads(count, threads, [&](int64_t part, int64_t first, int64_t last) {
+  in_threads<GRAIN>(count, threads, [&](int64_t part, int64_t first, int64_t last) {
     try {
       if (first < last) results[part] = body(first, last);
     } catch (...) {

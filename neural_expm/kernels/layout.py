@@ -31,14 +31,19 @@ class BatchFirst:
     dims = (-2, -1)
 
     @staticmethod
-    def shape(count: int, n: int) -> tuple[int, ...]:
-        """Of a token."""
-        return count, n, n
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), count, n, n)
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        return X[0], X[1]
 
     @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, count, n, n) of the dtype and device of A, which is (…, n, n)."""
-        return A.new_empty((*lead, *BatchFirst.shape(count, A.shape[-1])))
+        return A.new_empty((*lead, *BatchFirst.shape(count, A.shape[-1], 1)))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
@@ -98,14 +103,19 @@ class BatchLast:
     dims = (0, 1)
 
     @staticmethod
-    def shape(count: int, n: int) -> tuple[int, ...]:
-        """Of a token."""
-        return n, n, count
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), n, n, count)
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        return X[0], X[1]
 
     @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, n, n, count)."""
-        return A.new_empty((*lead, *BatchLast.shape(count, A.shape[-1])))
+        return A.new_empty((*lead, *BatchLast.shape(count, A.shape[-1], 1)))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
@@ -183,7 +193,52 @@ class BatchLast:
         BatchLast.diagonal(X).add_(weight)
 
 
+class Alone:
+    """One matrix, (n, n); a pair lies side by side as (n, 2n), [X | dX], so that Q [V | dV] is one product.
+
+    Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
+    """
+
+    @staticmethod
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return n, n * members
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        n = X.shape[0]
+        return X[:, :n], X[:, n:]
+
+    @staticmethod
+    def load(A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (1, n, n)."""
+        torch.mul(A[0], scale, out=out)
+
+    @staticmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, to (1, n, n)."""
+        out[0].copy_(X)
+
+    @staticmethod
+    def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        return [partial(torch.mm, X, Y, out=out)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        (value, slope), n = Alone.parts(X), X.shape[0]
+        return [partial(torch.mm, value, Y, out=out), partial(out[:, n:].addmm_, slope, Y[:, :n])]
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonal."""
+        return X.diagonal()
+
+
 Layout = type[BatchFirst] | type[BatchLast]
+TapeLayout = Layout | type[Alone]
 
 
 @lru_cache(maxsize=256)

@@ -15,9 +15,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .layout import Call, Layout, run
+from .layout import Call, TapeLayout, run
 
 KEPT = 16  # tapes of a thread
+KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
 
 
 def rows(X: Tensor) -> Tensor:
@@ -36,14 +37,14 @@ class Tape:
         memory: uninitialised, ``size(…)`` entries of the dtype.
 
     Attributes:
-        first: token A, to be filled with A/2^s (or A and its direction).
-        second: token A², to be filled with A²/4^s where A² is known.
+        first: where A/2^s goes, and its direction.
+        second: where A²/4^s goes, if A² is known.
         result: the value, or the derivative, once :meth:`replay` is done.
     """
 
     def __init__(
         self,
-        layout: Layout,
+        layout: TapeLayout,
         n: int,
         count: int,
         weights: list[Tensor],
@@ -52,11 +53,13 @@ class Tape:
         members: int,
         memory: Tensor,
     ) -> None:
-        token = (*((2,) if members == 2 else ()), *layout.shape(count, n))
+        token = layout.shape(count, n, members)
         buffers = memory[: (len(weights) + 3) * math.prod(token)].view(-1, *token)
         stream, pair = buffers[:-2], buffers[-2:]
         multiply = layout.product_of_pairs if members == 2 else layout.product
-        self.first, self.second, *_ = tokens = stream.unbind()
+        tokens = stream.unbind()
+        self.first = layout.parts(tokens[0]) if members == 2 else (tokens[0],)
+        self.second = tokens[1]
         self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
         self.calls: list[Call] = []
         flat, pair_flat = rows(stream), rows(pair)
@@ -65,13 +68,13 @@ class Tape:
             self.calls.append(partial(torch.mm, head, flat[:h], out=pair_flat))
             self.calls += multiply(scores, values, tokens[h])
         self.calls.append(partial(torch.mm, weights[-1], flat, out=pair_flat[:1]))
-        value = scores[0] if members == 2 else scores
+        value = layout.parts(scores)[0] if members == 2 else scores
         self.calls.append(partial(layout.diagonal(value).add_, identity))
         now, spare = scores, values
         for _ in range(squarings):
             self.calls += multiply(now, now, spare)
             now, spare = spare, now
-        self.result = now[1] if members == 2 else now
+        self.result = layout.parts(now)[1] if members == 2 else now
 
     @staticmethod
     def size(n: int, count: int, weights: list[Tensor], members: int) -> int:
@@ -97,7 +100,7 @@ _kept = _Kept()
 
 
 def tape_for(
-    A: Tensor, layout: Layout, count: int, weights: list[Tensor], identity: float, squarings: int, members: int
+    A: Tensor, layout: TapeLayout, count: int, weights: list[Tensor], identity: float, squarings: int, members: int
 ) -> Tape:
     """A tape for ``count`` matrices like those of A, (batch, n, n); made anew where it is not kept.
 
@@ -105,7 +108,7 @@ def tape_for(
     """
     n, size = A.shape[-1], Tape.size(A.shape[-1], count, weights, members)
     make = partial(Tape, layout, n, count, weights, identity, squarings, members)
-    if A.device.type != "cpu" or type(A) is not Tensor:
+    if A.device.type != "cpu" or type(A) is not Tensor or size * A.element_size() > KEPT_BYTES:
         return make(A.new_empty(size))
     memory = _kept.memory.get(A.dtype)
     if memory is None or memory.numel() < size:

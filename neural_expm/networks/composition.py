@@ -156,9 +156,9 @@ class _Composition(Pretrained, nn.Module):
 
     @abstractmethod
     def _advance(
-        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, stage: Stage
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
     ) -> tuple[Tensor, ...]:
-        """The state after a stage, W = X²."""
+        """The state after a stage, given W = X² and W²; uses up its arguments."""
 
     @abstractmethod
     def _growth(self, scale: Tensor) -> Tensor:
@@ -254,25 +254,26 @@ class _Composition(Pretrained, nn.Module):
                     at, growth = rows[done], self._growth(outcome.scale[rows[done]])
                     outcome.passes[at], outcome.residual[at] = passes, eta[done]
                     failed[at] = ~(eta[done] <= self._accepted(A, size[done] * growth.square()))
-                    (X,) = self._pick(algebra, state[:1], done)
+                    X = algebra.select(state[0], done)
                     put(out, at, algebra.layout.matrices(X) * growth[:, None, None].to(X.dtype))
+                    algebra.release(X)
+                if bool(leaving.all()):
+                    algebra.release(*state, W)
+                    return
+            square = algebra.multiply(W, W)
             if radii is not None and not trust:
-                leaving = leaving | ~algebra.within(W, radii[t])
+                leaving = leaving | ~algebra.within(W, square, radii[t])
             gone = int(leaving.sum())
-            if gone == leaving.numel():
-                return
             if gone >= WORTH_MOVING * leaving.numel() or (gone and not t):
                 stay = torch.nonzero(~leaving)[:, 0]
                 rows, leaving = rows[stay], leaving[stay]
-                *kept, W = self._pick(algebra, (*state, W), stay)
-                state = tuple(kept)
-            state = self._advance(algebra, state, W, stages[t])
-
-    @staticmethod
-    def _pick(algebra: Algebra, state: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        axis = -1 if algebra.layout.dims == (0, 1) else -3
-        whole = rows.numel() == state[0].shape[axis]
-        return state if whole else tuple(X.index_select(axis, rows) for X in state)
+                moved = (*state, W, square)
+                *rest, W, square = (algebra.select(X, stay) for X in moved)
+                state = tuple(rest)
+                algebra.release(*moved)
+                if not rows.numel():
+                    return
+            state = self._advance(algebra, state, W, square, stages[t])
 
     # --- derivatives -----------------------------------------------------------------------------------------------
 
@@ -295,9 +296,11 @@ class _Composition(Pretrained, nn.Module):
                     scale = outcome.scale[at]
                     state = self._state(algebra, self._start(algebra, take(A, at), take(E, at), scale))
                     for stage in stages * passes:
-                        state = self._advance(algebra, state, self._square(algebra, state), stage)
+                        W = self._square(algebra, state)
+                        state = self._advance(algebra, state, W, algebra.multiply(W, W), stage)
                     growth = self._growth(scale)[:, None, None].to(A.dtype)
                     put(out, at, algebra.layout.matrices(state[0][1]) * growth)
+                    algebra.release(*state)
         return out
 
     def forward(self, A: Tensor) -> Tensor:
@@ -341,9 +344,9 @@ class EquivariantSign(_Composition):
         return algebra.multiply(state[0], state[0])
 
     def _advance(
-        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, stage: Stage
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
     ) -> tuple[Tensor, ...]:
-        return (sign_stage(algebra, state[0], W, stage),)
+        return (sign_stage(algebra, state[0], W, square, stage),)
 
     def _growth(self, scale: Tensor) -> Tensor:
         return torch.ones_like(scale)
@@ -371,10 +374,10 @@ class EquivariantSquareRoot(_Composition):
         return algebra.multiply(state[1], state[0])
 
     def _advance(
-        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, stage: Stage
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
     ) -> tuple[Tensor, ...]:
         Y, Z = state
-        return root_stage(algebra, Y, Z, W, stage)
+        return root_stage(algebra, Y, Z, W, square, stage)
 
     def _growth(self, scale: Tensor) -> Tensor:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.

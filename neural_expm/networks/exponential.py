@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager, single
+from ..kernels import compiled, eager
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
@@ -238,13 +238,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            if A.shape[0] == 1:
-                square = None if plan.squares is None else plan.squares.squeeze(0)
-                single.exponential(
-                    A.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0), square
-                )
-            else:
-                eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+            eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None
         return out, plan
 
@@ -267,7 +261,10 @@ class EquivariantExponential(Pretrained, nn.Module):
                 (flat[rung.tier], self.tiers[rung.tier].identity, rung.squarings)
                 for rung in self.ladder.rungs
             ]
-            known = flat, compiled.Rungs(torch.tensor(self.ladder.radii, dtype=dtype), networks)
+            radii, majorants = (
+                torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
+            )
+            known = flat, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
             self._native[dtype] = known
         return known[1]
 
@@ -286,12 +283,7 @@ class EquivariantExponential(Pretrained, nn.Module):
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            if A.shape[0] == 1:
-                single.exponential_frechet(
-                    A.squeeze(0), E.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0)
-                )
-            else:
-                eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+            eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> ExponentialProgram:
