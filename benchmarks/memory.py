@@ -79,10 +79,12 @@ def forward_backward(column: str, A: Tensor, G: Tensor) -> Callable[[], object]:
 
 def measure_one(workload: Workload, column: str, figure: str) -> dict[str, int | None]:
     """``allocated`` and ``kept``, or ``resident``, of one column, in this process."""
-    few = workload.smaller(
-        8, None if workload.batch else 8
-    )  # of the same n, for the sake of its kernel, where it can
+    few = workload.smaller(8, None if workload.batch else 8)
     forward_backward(column, few.matrices().requires_grad_(), few.cotangent())()
+    if column != "torch":
+        neural_expm.explain(
+            "expm", workload.matrices()
+        )  # makes the kernel of this shape, and computes nothing
     call = forward_backward(column, workload.matrices().requires_grad_(), workload.cotangent())
     if figure == "resident":
         return {"resident": resident(call)}
