@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
+from .kernels.precision import full_precision
 from .networks.protocols import Network
 from .report import Report
 
@@ -41,9 +42,10 @@ class Route:
         if not A.numel():
             return A.clone()
         flat = A.reshape(-1, *A.shape[-2:])
-        result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
-        if self.outcome.reason is not None and self.outside != "trust":
-            self.settle(flat, result, A.shape[:-2])
+        with full_precision(A):
+            result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
+            if self.outcome.reason is not None and self.outside != "trust":
+                self.settle(flat, result, A.shape[:-2])
         return result.reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
@@ -56,17 +58,18 @@ class Route:
             return E.clone()
         flat, direction = (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
         trust = self.outside == "trust"
-        if self.outcome is None:
-            self.outcome = self.network.outcome(flat, trust)
-        result = self.network.run_frechet(flat, direction, self.outcome)
-        if self.outcome.reason is not None and not trust:
-            rows = torch.nonzero(self.outcome.reason)[:, 0]
-            if self.outside == "exact" and rows.numel():
-                from . import exact
+        with full_precision(A):
+            if self.outcome is None:
+                self.outcome = self.network.outcome(flat, trust)
+            result = self.network.run_frechet(flat, direction, self.outcome)
+            if self.outcome.reason is not None and not trust:
+                rows = torch.nonzero(self.outcome.reason)[:, 0]
+                if self.outside == "exact" and rows.numel():
+                    from . import exact
 
-                result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
-            else:
-                result[rows] = torch.nan
+                    result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
+                else:
+                    result[rows] = torch.nan
         return result.reshape(E.shape)
 
     def settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:

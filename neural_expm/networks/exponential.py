@@ -15,6 +15,7 @@ from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
 from ..kernels import compiled, eager
+from ..kernels.precision import full_precision
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
@@ -358,12 +359,14 @@ class Trusted:
     def value(self, A: Tensor) -> Tensor:
         if not A.numel():
             return A.clone()
-        return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
+        with full_precision(A):
+            return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
-        plan = self.network.outcome(flat, trust=True)
-        return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
+        with full_precision(A):
+            plan = self.network.outcome(flat, trust=True)
+            return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
 
     def renewed(self) -> Trusted:
         return self
