@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import exact
+from . import exact, refused
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
 from .report import Report
@@ -32,6 +32,8 @@ class Route:
     def __init__(self, function: str, network: nn.Module, outside: str) -> None:
         self.function, self.network, self.outside = function, network, outside
         self.outcome: Any = None
+        # Whether refused matrices are within reach of the network after a few Newton steps.
+        self.newton = function == "sign" and getattr(network, "certified_at_run_time", False)
 
     def renewed(self) -> Route:
         """The same route for another matrix."""
@@ -63,7 +65,10 @@ class Route:
         if self.outcome.reason is not None and not trust:
             rows = torch.nonzero(self.outcome.reason)[:, 0]
             if self.outside == "exact" and rows.numel():
-                result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
+                if self.newton:
+                    result[rows] = refused.sign_frechet(self.network, flat[rows], direction[rows])
+                else:
+                    result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
             else:
                 result[rows] = torch.nan
         return result.reshape(E.shape)
@@ -83,7 +88,10 @@ class Route:
         if self.outside == "nan":
             result[rows] = torch.nan
             return
-        value, undefined = exact.VALUE[self.function](A[rows])
+        if self.newton:
+            value, undefined = refused.sign(self.network, A[rows])
+        else:
+            value, undefined = exact.VALUE[self.function](A[rows])
         if bool(undefined.any()):
             first = int(rows[undefined][0])
             raise UndefinedFunctionError(
