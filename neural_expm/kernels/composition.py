@@ -101,10 +101,10 @@ class Algebra:
         if bool(good.all()):
             return None
         rows = torch.nonzero(~good)[:, 0]
-        shifted = self.layout.matrices(self.value(W))[rows]
+        shifted = self.layout.matrices(self.value(W)).index_select(0, rows)
         shifted.diagonal(dim1=-2, dim2=-1).sub_(1.0)
         rows = rows[~(1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit)]
-        power = self.layout.matrices(self.value(square))[rows]
+        power = self.layout.matrices(self.value(square)).index_select(0, rows)
         for k in range(2, SHARPER + 1):
             if not rows.numel():
                 return None
