@@ -32,6 +32,8 @@ class Route:
     def __init__(self, function: str, network: Network, outside: str) -> None:
         self.function, self.network, self.outside = function, network, outside
         self.outcome: Any = None
+        # Whether refused matrices are within reach of the network after a few Newton steps.
+        self.newton = function == "sign" and getattr(network, "certified_at_run_time", False)
 
     def renewed(self) -> Route:
         """The same route for another matrix."""
@@ -65,9 +67,12 @@ class Route:
             if self.outcome.reason is not None and not trust:
                 rows = torch.nonzero(self.outcome.reason)[:, 0]
                 if self.outside == "exact" and rows.numel():
-                    from . import exact
+                    from . import exact, refused
 
-                    result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
+                    if self.newton:
+                        result[rows] = refused.sign_frechet(self.network, flat[rows], direction[rows])
+                    else:
+                        result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
                 else:
                     result[rows] = torch.nan
         return result.reshape(E.shape)
@@ -87,9 +92,12 @@ class Route:
         if self.outside == "nan":
             result[rows] = torch.nan
             return
-        from . import exact  # here and above: most programs never meet a matrix outside
+        from . import exact, refused  # here and above: most programs never meet a matrix outside
 
-        value, undefined = exact.VALUE[self.function](A[rows])
+        if self.newton:
+            value, undefined = refused.sign(self.network, A[rows])
+        else:
+            value, undefined = exact.VALUE[self.function](A[rows])
         if bool(undefined.any()):
             first = int(rows[undefined][0])
             raise UndefinedFunctionError(

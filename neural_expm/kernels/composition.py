@@ -88,31 +88,30 @@ class Algebra:
         self.layout.add_identity(difference, -1.0)
         return torch.linalg.vector_norm(difference, dim=self.layout.dims)
 
-    def within(self, W: Tensor, square: Tensor, radius: float) -> Tensor:
-        """Whether the spectral radius of W = X² is provably at most radius².
+    def beyond(self, W: Tensor, square: Tensor, radius: float) -> Tensor | None:
+        """The matrices whose spectral radius of W = X² is not provably at most radius²; None if there are none.
 
-        By ‖W‖, by 1 + ‖W − I‖, and for the few matrices that these leave open by ‖W^{2^k}‖^{1/2^k}; ``square`` is W².
+        By ‖W²‖^{1/2}, never more than ‖W‖; for those that it leaves open by 1 + ‖W − I‖ and by ‖W^{2^k}‖^{1/2^k}.
+
+        Args:
+            square: W².
         """
-        limit, size = radius * radius, W.shape[self.layout.dims[0]]
-        whole = self.norms(W).square()
-        trace = self.layout.matrices(self.value(W)).diagonal(dim1=-2, dim2=-1).sum(-1).real
-        # ‖W − I‖² = ‖W‖² − 2 Re tr W + n, rounded up: a subtraction of like numbers.
-        rounding = 4 * size * torch.finfo(whole.dtype).eps * (whole + size)
-        apart = whole - 2 * trace + size + rounding
-        good = (whole <= limit**2) | (apart <= (limit - 1.0) ** 2) if limit > 1.0 else whole <= limit**2
+        limit = radius * radius
+        good = self.norms(square) <= limit**2
         if bool(good.all()):
-            return good
-        good |= self.norms(square) <= limit**2
+            return None
         rows = torch.nonzero(~good)[:, 0]
-        power = self.layout.matrices(self.value(square))[rows]
+        shifted = self.layout.matrices(self.value(W)).index_select(0, rows)
+        shifted.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        rows = rows[~(1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit)]
+        power = self.layout.matrices(self.value(square)).index_select(0, rows)
         for k in range(2, SHARPER + 1):
             if not rows.numel():
-                break
+                return None
             power = power @ power
-            saved = torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
-            good[rows] = saved
-            rows, power = rows[~saved], power[~saved]
-        return good
+            still = ~(torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k))
+            rows, power = rows[still], power[still]
+        return rows if rows.numel() else None
 
 
 def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, square: Tensor, stage: Stage) -> Tensor:

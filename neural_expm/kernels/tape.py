@@ -129,5 +129,7 @@ def _memory(dtype: torch.dtype, size: int) -> Tensor:
     if memory is None or memory.numel() < size:
         for key in [key for key in _kept.tapes if key[0] == dtype]:
             del _kept.tapes[key]
+        del memory  # given back before the larger piece is taken
+        _kept.memory.pop(dtype, None)
         _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype)
     return memory

@@ -81,6 +81,7 @@ class _Composition(Pretrained, nn.Module):
     family = "equivariant"
     function: str
     products_per_stage = 3
+    certified_at_run_time = True  # what is refused may be taken after a step of Newton's iteration
 
     def __init__(
         self,
@@ -241,7 +242,7 @@ class _Composition(Pretrained, nn.Module):
         chunk = take(A, rows)
         scale = outcome.scale[rows] = self._scale(chunk, structure)
         state = self._state(algebra, self._start(algebra, chunk, None, scale))
-        leaving = torch.zeros(rows.shape[0], dtype=torch.bool, device=A.device)
+        leaving, gone = torch.zeros(rows.shape[0], dtype=torch.bool, device=A.device), 0
         for step in range(most * len(stages) + 1):
             W, (passes, t) = self._square(algebra, state), divmod(step, len(stages))
             if passes and not t:
@@ -257,16 +258,18 @@ class _Composition(Pretrained, nn.Module):
                     X = algebra.select(state[0], done)
                     put(out, at, algebra.layout.matrices(X) * growth[:, None, None].to(X.dtype))
                     algebra.release(X)
-                if bool(leaving.all()):
+                gone = int(leaving.sum())
+                if gone == leaving.numel():
                     algebra.release(*state, W)
                     return
             square = algebra.multiply(W, W)
-            if radii is not None and not trust:
-                leaving = leaving | ~algebra.within(W, square, radii[t])
-            gone = int(leaving.sum())
+            lost = algebra.beyond(W, square, radii[t]) if radii is not None and not trust else None
+            if lost is not None:
+                leaving[lost] = True
+                gone = int(leaving.sum())
             if gone >= WORTH_MOVING * leaving.numel() or (gone and not t):
                 stay = torch.nonzero(~leaving)[:, 0]
-                rows, leaving = rows[stay], leaving[stay]
+                rows, leaving, gone = rows[stay], leaving[stay], 0
                 moved = (*state, W, square)
                 *rest, W, square = (algebra.select(X, stay) for X in moved)
                 state = tuple(rest)
