@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,8 +33,8 @@ class Library:
     """
 
     name = "compiled"
-    file: str
-    defines: dict[str, Any]
+    file: ClassVar[str]
+    defines: ClassVar[dict[str, Any]]
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype = n, dtype

@@ -92,6 +92,7 @@ class _Kernel(Library):
     """A composition and its Fréchet derivative for one n and dtype."""
 
     file = "composition.cpp"
+    hopeless: ClassVar[list[int]]  # of the matrices of the check, those that must be refused
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)

@@ -270,7 +270,8 @@ class _Composition(Pretrained, nn.Module):
                 stay = torch.nonzero(~leaving)[:, 0]
                 rows, leaving, gone = rows[stay], leaving[stay], 0
                 moved = (*state, W, square)
-                *state, W, square = (algebra.select(X, stay) for X in moved)
+                *kept, W, square = (algebra.select(X, stay) for X in moved)
+                state = tuple(kept)
                 algebra.release(*moved)
                 if not rows.numel():
                     return
