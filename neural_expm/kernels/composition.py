@@ -89,7 +89,8 @@ class Algebra:
         return torch.linalg.vector_norm(difference, dim=self.layout.dims)
 
     def beyond(self, W: Tensor, square: Tensor, radius: float) -> Tensor | None:
-        """The matrices whose spectral radius of W = X² is not provably at most radius²; None if there are none.
+        """The matrices whose spectral radius of W = X² is not provably at most radius²; None if it is soon clear that
+        there are none.
 
         By ‖W²‖^{1/2}, never more than ‖W‖; for those that it leaves open by 1 + ‖W − I‖ and by ‖W^{2^k}‖^{1/2^k}.
 
@@ -103,15 +104,14 @@ class Algebra:
         rows = torch.nonzero(~good)[:, 0]
         shifted = self.layout.matrices(self.value(W)).index_select(0, rows)
         shifted.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        rows = rows[~(1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit)]
+        good = 1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit
+        if bool(good.all()):
+            return None
         power = self.layout.matrices(self.value(square)).index_select(0, rows)
         for k in range(2, SHARPER + 1):
-            if not rows.numel():
-                return None
-            power = power @ power
-            still = ~(torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k))
-            rows, power = rows[still], power[still]
-        return rows if rows.numel() else None
+            power = torch.bmm(power, power)
+            good |= torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
+        return rows[~good]
 
 
 def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, square: Tensor, stage: Stage) -> Tensor:

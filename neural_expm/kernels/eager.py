@@ -98,8 +98,8 @@ def _evaluate(
     if not total:
         return
     layout: TapeLayout = Alone if A.shape[0] == 1 else layout_for(A.shape[-1], total)
-    count = chunk_length(A, total)
     members = 1 if E is None else 2
+    count = chunk_length(A, total, members)
     tape = tape_for(A, layout, count, weights, identity, squarings, members)
     scale = 2.0**-squarings
     result = None if rows is None else A.new_empty(count, *A.shape[1:])

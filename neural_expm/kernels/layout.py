@@ -260,9 +260,9 @@ def layout_for(n: int, count: int) -> Layout:
     return BatchLast if n <= BATCH_LAST_N and count >= BATCH_LAST_COUNT else BatchFirst
 
 
-def chunk_length(A: Tensor, count: int) -> int:
-    """Matrices in a chunk: even parts of at most CHUNK_BYTES a thread."""
-    most = max(1, CHUNK_BYTES * torch.get_num_threads() // (A.shape[-1] ** 2 * A.element_size()))
+def chunk_length(A: Tensor, count: int, members: int = 1) -> int:
+    """Matrices in a chunk: even parts of at most CHUNK_BYTES a thread; of pairs with a derivative for two members."""
+    most = max(1, CHUNK_BYTES * torch.get_num_threads() // (A.shape[-1] ** 2 * A.element_size() * members))
     parts = -(-count // most)
     return -(-count // parts) if count else 1
 
