@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-# Multiply-adds that one more thread is worth (starting one takes some ten microseconds).
-WORK_PER_THREAD = 1 << 20
+# Multiply-adds that one more thread is worth: some ten microseconds, what it takes to wake one that waits.
+WORK_PER_THREAD = 1 << 17
 
 
 class Source(ctypes.Structure):
