@@ -27,6 +27,7 @@ from ..errors import CheckpointError
 from ..kernels.composition import Algebra, Stage, sign_pass, sqrt_pass
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
+from ..kernels.rules import StageRules
 from ..kernels.symbolic import CompositionProgram
 from .exponential import Trusted
 from .pretrained import Pretrained
@@ -109,6 +110,18 @@ class _Composition(Pretrained, nn.Module):
         """The stages of a pass, and their R_t where the spectrum may be complex."""
         rows = (self.hermitian if hermitian else self.general).detach().tolist()
         return [(a, b, c) for a, b, c in rows], None if hermitian else self.config["general_radii"]
+
+    def rules(self, dtype: torch.dtype) -> StageRules:
+        """The composition as plain numbers; the same for every dtype."""
+        return StageRules(
+            hermitian=tuple(self.hermitian.detach().flatten().tolist()),
+            general=tuple(self.general.detach().flatten().tolist()),
+            radii=tuple(self.config["general_radii"]),
+            scale=self.config["general_scale"],
+            passes=self.config["passes"],
+            unit=ACCEPTED,
+            largest=LARGEST_RESIDUAL,
+        )
 
     def _count(self, hermitian: bool, passes: Tensor) -> Tensor:
         """Matrix products of some passes: those of the stages, and one for the residual."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
 from ..kernels import compiled, eager, single
+from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
@@ -103,9 +105,11 @@ class EquivariantExponential(Pretrained, nn.Module):
     def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
         self.config = {"tiers": tiers, "max_squarings": max_squarings}
+        self.rtol = rtol
         self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: ExponentialProgram | None = None
         self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
+        self._plain: dict[torch.dtype, tuple[list[Tensor], LadderRules]] = {}
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
             max_squarings,
@@ -269,6 +273,33 @@ class EquivariantExponential(Pretrained, nn.Module):
             ]
             known = flat, compiled.Rungs(torch.tensor(self.ladder.radii, dtype=dtype), networks)
             self._native[dtype] = known
+        return known[1]
+
+    def rules(self, dtype: torch.dtype) -> LadderRules | None:
+        """The ladder as plain numbers, its weights rounded to a real dtype; made anew after weights were loaded.
+
+        None where an ``rtol`` was promised: a tier that neighbours share may be squared more often than any rung has it.
+        """
+        if self.rtol < math.inf:
+            return None
+        flat = [tier.flat(dtype) for tier in self.tiers]
+        known = self._plain.get(dtype)
+        if known is None or any(a is not b for a, b in zip(known[0], flat, strict=True)):
+            weights = [(*row.tolist(), tier.identity) for row, tier in zip(flat, self.tiers, strict=True)]
+            rungs, tiers = self.ladder.rungs, self.config["tiers"]
+            known = (
+                flat,
+                LadderRules(
+                    radii=tuple(self.ladder.radii),
+                    rung_tiers=tuple(rung.tier for rung in rungs),
+                    tier_radii=tuple(tier["radius"] for tier in tiers),
+                    weights=tuple(chain.from_iterable(weights)),
+                    products=tuple(tier["products"] for tier in tiers),
+                    max_squarings=self.ladder.most_squarings,
+                    derivative_level=self.ladder.derivative_level,
+                ),
+            )
+            self._plain[dtype] = known
         return known[1]
 
     def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
