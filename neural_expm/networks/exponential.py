@@ -278,7 +278,7 @@ class EquivariantExponential(Pretrained, nn.Module):
     def rules(self, dtype: torch.dtype) -> LadderRules | None:
         """The ladder as plain numbers, its weights rounded to a real dtype; made anew after weights were loaded.
 
-        None where an ``rtol`` was promised: a tier that neighbours share may be squared more often than any rung has it.
+        None where an ``rtol`` was promised: a tier that neighbours share may be squared more than a rung allows.
         """
         if self.rtol < math.inf:
             return None
