@@ -14,7 +14,7 @@ from neural_expm.kernels import triton_composition as kernels
 ROUNDINGS = 60
 SHAPES = [
     (1, 1, torch.float32),
-    (2, 70, torch.float64),
+    (2, 35, torch.float64),
     (3, 5, torch.complex64),
     (5, 9, torch.float32),
     (8, 1, torch.complex128),
@@ -121,7 +121,6 @@ def test_an_empty_batch_and_a_matrix_too_large():
     [
         ("sign", 8, torch.float32, False, 0),
         ("sqrtm", 3, torch.float32, True, 0),
-        ("sqrtm", 16, torch.complex128, True, 0),
         ("sqrtm", 32, torch.complex128, True, 256),
     ],
 )

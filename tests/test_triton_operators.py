@@ -36,12 +36,20 @@ def test_registration(function):
     A = suited(function, matrices(2, 1)).requires_grad_()
     operator, numbers_ = OPERATORS[function], parameters(function)
     torch.library.opcheck(operator.value, (A, *numbers_))
+    # The derivative's own derivative is compared below; tracing it here as well takes the interpreter long.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(operator.frechet, (A, A.detach(), *numbers_), test_utils=checks)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        ("expm", torch.complex128),
+        ("sign", torch.float64),
+        ("sqrtm", torch.float64),
+        ("sqrtm", torch.complex128),
+    ],
+)
 def test_first_and_second_derivatives(function, dtype):
     operator, numbers_ = OPERATORS[function], parameters(function)
     value, *notes = operator.value(suited(function, matrices(2, dtype=dtype)), *numbers_)

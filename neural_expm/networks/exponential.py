@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager, single
+from ..kernels import compiled, eager, single, triton_route
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder, Rung
+from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 from .pretrained import Pretrained
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
@@ -84,6 +84,30 @@ class Plan:
         return levels
 
 
+@dataclass
+class TieredPlan(Plan):
+    """Of the Triton kernel: ``levels`` are what the norms ask for, tier and squarings what each matrix got."""
+
+    tiers: list[dict[str, Any]] = field(default_factory=list)
+    got: tuple[Tensor, ...] = ()
+
+    kernel = "triton"
+
+    def describe(self) -> dict[str, Tensor]:
+        """As :meth:`Plan.describe`."""
+        if not self.details:
+            tier, squarings = (X.long() for X in self.got)
+            most = self.ladder.most_squarings + 1
+            bounds = [[after_squaring(each["epsilon"], s) for s in range(most)] for each in self.tiers]
+            products = torch.tensor([each["products"] for each in self.tiers], device=self.device)
+            self.details = {
+                "bound": torch.tensor(bounds, dtype=torch.float64, device=self.device)[tier, squarings],
+                "products": products[tier],
+                "squarings": squarings,
+            }
+        return self.details
+
+
 class EquivariantExponential(Pretrained, nn.Module):
     """exp(A) for any n, any batch shape, real or complex; exact weights, certified error.
 
@@ -107,7 +131,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         self.config = {"tiers": tiers, "max_squarings": max_squarings}
         self.rtol = rtol
         self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
-        self._program: ExponentialProgram | None = None
+        self._program: triton_route.Traced | None = None
         self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
         self._plain: dict[torch.dtype, tuple[list[Tensor], LadderRules]] = {}
         self.ladder = Ladder(
@@ -220,6 +244,8 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return self._run_compiled(kernel, A, trust, None)
+        if triton_route.find(A, self) is not None:
+            return self.run(A, trust)[1]
         plan = self.plan(A, trust)
         plan.squares = None
         return plan
@@ -236,6 +262,8 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return out, self._run_compiled(kernel, A, trust, out)
+        if (tiered := self._run_triton(A, trust, out)) is not None:
+            return out, tiered
         plan = self.plan(A, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
@@ -254,13 +282,30 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
-        reason = None
-        if outside:
-            rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
-            finite = torch.isfinite(norm_bound(A[rows]))
-            reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8)
-            reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
+        reason = self._reason(A, levels) if outside else None
         return Plan(None, levels, self.ladder, A.shape[0], A.device, reason)
+
+    def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> TieredPlan | None:
+        """Under ``trust`` without a word to the host."""
+        kernel = triton_route.find(A, self)
+        notes = None if kernel is None else kernel.value(A, out)
+        if notes is None:
+            return None
+        *got, levels = notes
+        reason, last = None, len(self.ladder.rungs) - 1
+        if trust:
+            levels = levels.clamp_max(last)
+        elif bool((levels > last).any()):
+            reason = self._reason(A, levels)
+        common = None, levels, self.ladder, A.shape[0], A.device, reason
+        return TieredPlan(*common, tiers=self.config["tiers"], got=tuple(got))
+
+    def _reason(self, A: Tensor, levels: Tensor) -> Tensor:
+        rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
+        finite = torch.isfinite(norm_bound(A[rows]))
+        reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8, device=levels.device)
+        reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
+        return reason
 
     def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
         """The ladder for the compiled kernels, made anew after weights were loaded."""
@@ -302,12 +347,16 @@ class EquivariantExponential(Pretrained, nn.Module):
             self._plain[dtype] = known
         return known[1]
 
-    def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
-        """L(A, E) of the matrices inside; rows outside are left unset."""
+    def run_frechet(self, A: Tensor, E: Tensor, plan: Plan | None) -> Tensor:
+        """L(A, E) of the matrices inside; rows outside are left unset.  No plan: every matrix is trusted."""
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        fused = triton_route.find(A, self)
+        if fused is not None and fused.frechet(A, E, out):
+            return out
+        plan = plan or self.outcome(A, trust=True)
         kernel = compiled.find(A)
         if kernel is not None and compiled.readable(E):
             levels = plan.by_row().clamp_min(floor)
@@ -324,8 +373,8 @@ class EquivariantExponential(Pretrained, nn.Module):
                 eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
-    def program(self) -> ExponentialProgram:
-        """The deepest tier and all squarings as plain numbers, for tracing."""
+    def program(self) -> triton_route.Traced:
+        """For tracing: the deepest tier and all squarings as plain numbers, or the Triton kernel as an operator."""
         if self._program is None:
             rung = self.ladder.rungs[-1]
             tier = self.tiers[rung.tier]
@@ -334,7 +383,8 @@ class EquivariantExponential(Pretrained, nn.Module):
                 for h in range(tier.products)
             )
             radius = self.ladder.radius / 2**rung.squarings
-            self._program = ExponentialProgram(heads, tuple(tier.readout.tolist()), radius, rung.squarings)
+            program = ExponentialProgram(heads, tuple(tier.readout.tolist()), radius, rung.squarings)
+            self._program = triton_route.Traced(self, program)
         return self._program
 
     def forward(self, A: Tensor) -> Tensor:
@@ -380,8 +430,7 @@ class Trusted:
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
-        plan = self.network.outcome(flat, trust=True)
-        return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
+        return self.network.run_frechet(flat, E.reshape(flat.shape), None).reshape(A.shape)
 
     def renewed(self) -> Trusted:
         return self
