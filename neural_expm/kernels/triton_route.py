@@ -144,9 +144,9 @@ def discrepancy(kernel: Kernel, network: nn.Module) -> tuple[float, float]:
     return (float("inf") if refused else worst), allowed
 
 
-def samples(function: str, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Well-conditioned matrices of shape (19, n, n), every other one Hermitian, and directions."""
-    count, generator = 19, torch.Generator().manual_seed(n)
+def samples(function: str, n: int, dtype: torch.dtype, count: int = 19) -> tuple[Tensor, Tensor]:
+    """Well-conditioned matrices of shape (count, n, n), every other one Hermitian, and directions."""
+    generator = torch.Generator().manual_seed(n)
     A, E = torch.randn(2, count, n, n, dtype=dtype, generator=generator) / n
     if function == "expm":
         A = A * torch.logspace(-2, 0.5, count, dtype=dtype.to_real())[:, None, None]
