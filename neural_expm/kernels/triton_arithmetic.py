@@ -186,19 +186,20 @@ def launch(
     """
     if not A.shape[0]:
         return
-    kernel[(triton.cdiv(A.shape[0], constants["BLOCK"]),)](
-        *_source(A),
-        *_source(E),
-        torch.view_as_real(out) if out.is_complex() else out,
-        *notes,
-        A.shape[0],
-        A.shape[-1],
-        *numbers,
-        **constants,
-        CONJUGATE_A=A.is_conj(),
-        CONJUGATE_E=E.is_conj(),
-        num_warps=BLOCKS[constants["SIZE"]][1],
-    )
+    with torch.cuda.device_of(A):  # triton launches on the current device
+        kernel[(triton.cdiv(A.shape[0], constants["BLOCK"]),)](
+            *_source(A),
+            *_source(E),
+            torch.view_as_real(out) if out.is_complex() else out,
+            *notes,
+            A.shape[0],
+            A.shape[-1],
+            *numbers,
+            **constants,
+            CONJUGATE_A=A.is_conj(),
+            CONJUGATE_E=E.is_conj(),
+            num_warps=BLOCKS[constants["SIZE"]][1],
+        )
 
 
 def _source(A: Tensor) -> tuple[Tensor, int, int, int]:

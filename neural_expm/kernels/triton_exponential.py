@@ -73,7 +73,7 @@ def _norm(X, COMPLEX: tl.constexpr):
 # --- the kernel -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # a batch of another size is no reason to compile again
 def _kernel(
     A,
     a_matrix,
@@ -107,8 +107,9 @@ def _kernel(
 ):
     PARTS: tl.constexpr = 2 if COMPLEX else 1
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    i = tl.arange(0, SIZE)[None, :, None]
-    j = tl.arange(0, SIZE)[None, None, :]
+    # 64 bits, since strides of a batch that lies last are as long as the batch.
+    i = tl.arange(0, SIZE)[None, :, None].to(tl.int64)
+    j = tl.arange(0, SIZE)[None, None, :].to(tl.int64)
     matrix = index[:, None, None]
     mask = (matrix < count) & (i < n) & (j < n)
     value = load(A, matrix * a_matrix + i * a_row + j * a_column, mask, CONJUGATE_A, COMPLEX)
