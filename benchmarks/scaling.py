@@ -3,16 +3,17 @@
     python benchmarks/scaling.py                     # writes benchmarks/results/scaling.json and scaling.png, ≤ 100 s
     python benchmarks/scaling.py --dtype float64 --sizes 4 20 --seconds 600
 
-Columns: ``expm`` and torch, forward and forward with backward; scipy, jax and torch_matfunc where they are installed;
-``products`` is what the bare bmm calls of the plan cost, ``bandwidth`` reading the input once and writing the output
-once at the measured speed of a copy.  Matrices are ``ginibre(n, 2)``; errors are relative, in the Frobenius norm,
-against ``torch.linalg.matrix_exp`` in double.
+Columns: ``expm`` and torch, forward and forward with backward; scipy, jax and torch_matfunc where they can be imported.
+Floors: ``products`` is what the bare matrix products of the plan cost, by the fastest of torch's ways to call them (all
+at once, or by chunks that stay in the cache); ``bandwidth`` is reading the input once and writing the output once, by
+torch's copy of this very batch, so in the cache where the batch is.  From n = 16 on, where products are what there is
+to do, ``products / expm`` says what share of our time the bare products would take.  Matrices are ``ginibre(n, 2)``;
+errors are relative, in the Frobenius norm, against ``torch.linalg.matrix_exp`` in double.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -35,6 +37,8 @@ BATCHES = tuple(10**k for k in range(7))
 MEMORY = 1 << 28  # bytes of one batch, at most
 CELL_S = 0.12  # repeat a cell for so long, at least twice
 TRUTH = 64  # matrices whose error is measured
+CHUNK = 1 << 19  # bytes of a chunk whose product stays in the cache
+PRODUCTS_N = 16  # from here on the matrix products are the work
 
 
 def ginibre(batch: int, n: int, dtype: torch.dtype) -> torch.Tensor:
@@ -72,23 +76,61 @@ def columns(A: torch.Tensor) -> dict[str, Callable[[], object]]:
         "torch": lambda: torch.linalg.matrix_exp(A),
         "torch, backward": with_gradient(torch.linalg.matrix_exp, A),
     }
-    if importlib.util.find_spec("scipy"):
-        from scipy.linalg import expm
+    for name, make in {"scipy": by_scipy, "jax": by_jax, "torch_matfunc": by_torch_matfunc}.items():
+        try:
+            calls[name] = make(A)
+        except ImportError:
+            continue
+    return calls
 
-        array = A.numpy()
-        calls["scipy"] = lambda: [expm(a) for a in array]
-    if importlib.util.find_spec("jax"):
-        import jax
 
-        jax.config.update("jax_enable_x64", True)
-        theirs = jax.jit(jax.vmap(jax.scipy.linalg.expm))
-        x = jax.numpy.asarray(A.numpy())
-        calls["jax"] = lambda: theirs(x).block_until_ready()
-    if importlib.util.find_spec("torch_matfunc") and torch.cuda.is_available():
-        import torch_matfunc
+def by_scipy(A: torch.Tensor) -> Callable[[], object]:
+    """One by one: on batches ``scipy.linalg.expm`` 1.18.0 is wrong."""
+    from scipy.linalg import expm
 
-        on_device = A.cuda()
-        calls["torch_matfunc"] = lambda: (torch_matfunc.expm(on_device), torch.cuda.synchronize())
+    array = A.numpy()
+    return lambda: [expm(a) for a in array]
+
+
+def by_jax(A: torch.Tensor) -> Callable[[], object]:
+    """Compiled for the shape by the call that warms up; on jax's default device, which is to be the CPU here."""
+    import jax
+
+    x = jax.numpy.asarray(A.numpy())
+    return lambda: jax_expm()(x).block_until_ready()
+
+
+@cache
+def jax_expm() -> Callable:
+    """One function, so that jax compiles each shape once."""
+    import jax
+    from jax.scipy.linalg import expm
+
+    return jax.jit(jax.vmap(expm))
+
+
+def by_torch_matfunc(A: torch.Tensor) -> Callable[[], object]:
+    """https://github.com/abhijeetgangan/torch_matfunc; its kernels are for CUDA, on a CPU it is torch operations."""
+    from torch_matfunc.linalg import matrix_exp
+
+    return lambda: matrix_exp(A)
+
+
+def floors(A: torch.Tensor, out: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """One product of the whole batch in several ways, and one copy of it."""
+    step = max(1, CHUNK // A[0].nbytes)
+    chunks = A.split(step)
+    buffers = [out[: chunk.shape[0]] for chunk in chunks]
+
+    def by_chunks() -> None:
+        for chunk, buffer in zip(chunks, buffers, strict=True):
+            torch.bmm(chunk, chunk, out=buffer)
+
+    calls = {"bmm": partial(torch.bmm, A, A, out=out), "copy": lambda: out.copy_(A)}
+    if len(chunks) > 1:
+        calls["bmm by chunks"] = by_chunks
+    if A.shape[0] == 1:
+        calls["mm"] = partial(torch.mm, A[0], A[0], out=out[0])
     return calls
 
 
@@ -115,7 +157,9 @@ def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
     rows = []
     for done, n in enumerate(sizes):
         until = time.perf_counter() + (limit - (time.perf_counter() - begin)) / (len(sizes) - done)
-        slowness: dict[str, float] = {}
+        spent: dict[
+            str, tuple[float, float]
+        ] = {}  # of the last cell of a column: seconds a matrix, and in all
         for batch in BATCHES:
             if batch * n * n * dtype.itemsize > MEMORY:
                 break
@@ -124,20 +168,26 @@ def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
             products = float((report.products + report.squarings).double().mean())
             row = {"n": n, "batch": batch, "kernel": report.kernel, "products a matrix": products, "ns": {}}
             out = torch.empty_like(A)
-            calls = columns(A) | {"bmm": lambda A=A, out=out: torch.bmm(A, A, out=out)}
-            for name, call in calls.items():
-                # A column that would not fit into what is left is left out from here on.
-                expected = 3 * slowness.get(name, 0.0) * batch
-                if time.perf_counter() + expected > until:
+            bare = floors(A, out)
+            ns = row["ns"]
+            for name, call in (bare | columns(A)).items():
+                # A column that would not fit into what is left is left out from here on; a first call may compile.
+                each, whole = spent.get(name, (0.0, 0.0))
+                begun = time.perf_counter()
+                if begun + max(3 * each * batch, whole) > until:
                     continue
                 took = seconds(call, CELL_S)
-                slowness[name] = took / batch
-                row["ns"][name] = took / batch * 1e9
-            if not row["ns"]:
+                spent[name] = took / batch, time.perf_counter() - begun
+                ns[name] = took / batch * 1e9
+            measured = {name: ns.pop(name) for name in bare if name in ns}
+            if not ns:
                 break
-            if "bmm" in row["ns"]:
-                row["ns"]["products"] = row["ns"].pop("bmm") * products
-            row["ns"]["bandwidth"] = 2 * n * n * dtype.itemsize / bandwidth * 1e9
+            if "copy" in measured:
+                ns["bandwidth"] = measured.pop("copy")
+            if measured:
+                ns["products"] = min(measured.values()) * products
+            if n >= PRODUCTS_N and {"products", "expm"} <= set(ns):
+                row["products / expm"] = ns["products"] / ns["expm"]
             row["error"] = errors(A)
             rows.append(row)
     return {
@@ -148,7 +198,7 @@ def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
         "processor": platform.processor() or platform.machine(),
         "bytes per second": bandwidth,
         "seconds": time.perf_counter() - begin,
-        "kernels": {f"{n} {str(d)[6:]}": s for (n, d), s in compiled.state().items()},
+        "kernels": {f"{n} {str(d)[6:]}": s for (_, n, d), s in compiled.state().items()},
         "rows": rows,
     }
 
@@ -191,6 +241,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
+    if options.dtype == "float64":
+        os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when jax is imported
     for n in options.sizes:  # compile, or take from the cache folder, before the clock runs
         neural_expm.expm(torch.zeros(8, n, n, dtype=dtype))
     results = measure(options.sizes, dtype, options.seconds)

@@ -11,15 +11,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_mode_temporarily
 
 from .errors import CheckpointError
 from .manifest import FUNCTIONS, Checkpoint
@@ -107,6 +107,8 @@ def parse(content: bytes, name: str = "?") -> tuple[dict[str, Any], dict[str, Te
     Raises:
         CheckpointError: not safetensors, no configuration, or one that does not follow the schema.
     """
+    import safetensors.torch  # not with the package: it takes as long as the rest of checkpoints.py
+
     try:
         _, metadata = read_header(content)
         config = strict_json(metadata["config"])
@@ -137,11 +139,26 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = 
     Raises:
         CheckpointError: the configuration and the tensors disagree (names, shapes, NaN).
     """
-    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-
-    # The first call of a function may stand inside a torch.func transform, which must not wrap or freeze the weights.
-    with temporarily_clear_interpreter_stack():
+    with untraced():
         return _built(config, tensors, name)
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Plain tensors, even if the first call of a function stands inside a transform or a tracer.
+
+    Neither must wrap, freeze or record the weights; ``torch.export`` puts modes of both kinds on their stacks.
+    """
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with ExitStack() as stack:
+        stack.enter_context(temporarily_clear_interpreter_stack())
+        stack.enter_context(_disable_current_modes())
+        if torch.compiler.is_compiling():  # elsewhere such a mode may be a default device, which counts
+            for _ in range(_len_torch_function_stack()):
+                stack.enter_context(_pop_mode_temporarily())
+        yield
 
 
 def _built(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> nn.Module:
@@ -247,6 +264,8 @@ def serialize(
         family: of networks that it belongs to.
         dtype: store floating tensors so (half precision where the error does not move); None keeps them.
     """
+    import safetensors.torch
+
     config = {
         "format": FORMAT,
         "name": name,

@@ -9,6 +9,7 @@ decomposition rescues the matrices where an iteration cannot go (defective, badl
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import overload
 
 import numpy as np
 import torch
@@ -76,6 +77,10 @@ def _eye(X: Tensor) -> Tensor:
     return torch.eye(X.shape[-1], dtype=X.dtype, device=X.device)
 
 
+@overload
+def _newton(A: Tensor) -> tuple[Tensor, Tensor, None]: ...
+@overload
+def _newton(A: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """X ← ½(μX + (μX)⁻¹) and, beside it, C ← ½(μC + μ⁻¹ X⁻¹CX⁻¹); also A⁻¹ from the first step.
 

@@ -5,22 +5,25 @@ exact algorithm for the rows outside → report.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from . import hub, validate
-from .checkpoints import load_record
+from .checkpoints import load_record, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .manifest import Checkpoint, find, list_models, shipped
-from .networks.exponential import EquivariantExponential, merged
+from .networks.protocols import Traceable
 from .report import Report
 from .route import Route, make_report
 from .surrogate import Surrogate, cheaper_surrogate, through_network
+
+if TYPE_CHECKING:
+    from .networks.exponential import EquivariantExponential
 
 
 def expm(
@@ -202,9 +205,8 @@ def _apply(
             )
         if isinstance(model, nn.Module):
             return model(B).to(A.dtype)
-        key = (function, model, rtol, validate.real_dtype(B.dtype))
-        _prepare_program(*key)
-        return _programs[key](B).to(A.dtype)
+        name = _prepare_program(function, model, rtol, validate.real_dtype(B.dtype))
+        return getattr(_programs, name)(B).to(A.dtype)
     network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
     if B.requires_grad or under_transform() or _has_tangent(B):
@@ -225,10 +227,12 @@ def _has_tangent(A: Tensor) -> bool:
 
 def _choose(
     function: str, A: Tensor, model: Any, rtol: float | None, outside: str
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     """The network of a call, its name, and the kind of its bound."""
     validate.options(function, rtol, outside)
-    if isinstance(model, nn.Module) and not hasattr(model, "run_frechet"):
+    if isinstance(model, nn.Module):
+        if isinstance(model, Traceable):
+            return model, type(model).__name__, getattr(model, "bound_kind", "certified")
         record = getattr(model, "checkpoint", None)
         if record is None:
             raise InputError(
@@ -236,8 +240,6 @@ def _choose(
                 "itself, or pass model= the name or record of a checkpoint"
             )
         return _surrogate(record, model), record.name, record.bound_kind
-    if isinstance(model, nn.Module):
-        return model, type(model).__name__, getattr(model, "bound_kind", "certified")
     if isinstance(model, Checkpoint):
         return _network(model), model.name, model.bound_kind
     if model is None and rtol is not None and (cheaper := cheaper_surrogate(function, A, rtol)):
@@ -245,17 +247,19 @@ def _choose(
     return _found(function, model, rtol, validate.real_dtype(validate.working_dtype(function, A.dtype)))
 
 
-# What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.
-_programs: dict[
-    tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], Callable[[Tensor], Tensor]
-] = {}
+# What a tracer sees of a network by name: plain numbers, read when a trace first asks for them.  Attributes and not the
+# entries of a dict, which a tracer looks at once, before a second function of the same trace has put its own there.
+_programs = SimpleNamespace()
+_names: dict[tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], str] = {}
 
 
 def _prepare_program(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
-) -> bool:
-    _programs[function, model, rtol, dtype] = _found(function, model, rtol, dtype)[0].program()  # type: ignore[operator]
-    return True
+) -> str:
+    name = _names.setdefault((function, model, rtol, dtype), f"program{len(_names)}")
+    with untraced():
+        setattr(_programs, name, _found(function, model, rtol, dtype)[0].program())
+    return name
 
 
 # A tracer runs this and takes the result as a constant, instead of following the reading of files: what
@@ -265,7 +269,7 @@ _prepare_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _found(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     name = model if model is None else _full_name(model, dtype)
     if name is None or name in shipped():
         return _shipped(function, name, rtol, dtype)
@@ -280,14 +284,16 @@ def _found(
 @lru_cache(maxsize=128)
 def _shipped(
     function: str, name: str | None, rtol: float | None, dtype: torch.dtype
-) -> tuple[nn.Module, str, str]:
+) -> tuple[Traceable, str, str]:
     if name is None and rtol is not None and function == "expm":
+        from .networks.exponential import merged
+
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
     return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
 
 
-def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
+def _of_record(function: str, record: Checkpoint) -> tuple[Traceable, str, str]:
     if record.function != function:
         raise UnknownModelError(
             f"{function}: checkpoint {record.name!r} computes {record.function}; "
@@ -296,10 +302,10 @@ def _of_record(function: str, record: Checkpoint) -> tuple[nn.Module, str, str]:
     return _network(record), record.name, record.bound_kind
 
 
-def _network(record: Checkpoint) -> nn.Module:
+def _network(record: Checkpoint) -> Traceable:
     """The network of a record; one without a proof gets the domain check and the exact derivative around it."""
     network = load_record(record)
-    if hasattr(network, "run_frechet"):
+    if isinstance(network, Traceable):
         return network
     return _surrogate(record, network)
 
@@ -309,6 +315,9 @@ def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
 
 
 def _equivariant(name: str) -> EquivariantExponential:
+    # With it come the kernels: the first call pays for them, not the import of the package.
+    from .networks.exponential import EquivariantExponential
+
     network = load_record(find(name))
     assert isinstance(network, EquivariantExponential)
     return network

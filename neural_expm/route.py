@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import exact
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
+from .kernels.precision import full_precision
+from .networks.protocols import Network
 from .report import Report
 
 WHY_UNDEFINED = {
@@ -24,14 +25,15 @@ class Route:
 
     Args:
         function: ``"expm"``, ``"sign"`` or ``"sqrtm"``.
-        network: has ``run(A, trust)`` → value and outcome, ``run_frechet(A, E, outcome)``; an outcome has ``reason``
-            (None, or a code per row) and ``describe()``.
+        network: answers for the rows inside its domain.
         outside: what becomes of rows that the network does not answer for.
     """
 
-    def __init__(self, function: str, network: nn.Module, outside: str) -> None:
+    def __init__(self, function: str, network: Network, outside: str) -> None:
         self.function, self.network, self.outside = function, network, outside
         self.outcome: Any = None
+        # Whether refused matrices are within reach of the network after a few Newton steps.
+        self.newton = function == "sign" and getattr(network, "certified_at_run_time", False)
 
     def renewed(self) -> Route:
         """The same route for another matrix."""
@@ -42,9 +44,10 @@ class Route:
         if not A.numel():
             return A.clone()
         flat = A.reshape(-1, *A.shape[-2:])
-        result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
-        if self.outcome.reason is not None and self.outside != "trust":
-            self.settle(flat, result, A.shape[:-2])
+        with full_precision(A):
+            result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
+            if self.outcome.reason is not None and self.outside != "trust":
+                self.settle(flat, result, A.shape[:-2])
         return result.reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
@@ -57,15 +60,21 @@ class Route:
             return E.clone()
         flat, direction = (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
         trust = self.outside == "trust"
-        if self.outcome is None:
-            self.outcome = self.network.outcome(flat, trust)
-        result = self.network.run_frechet(flat, direction, self.outcome)
-        if self.outcome.reason is not None and not trust:
-            rows = torch.nonzero(self.outcome.reason)[:, 0]
-            if self.outside == "exact" and rows.numel():
-                result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
-            else:
-                result[rows] = torch.nan
+        with full_precision(A):
+            if self.outcome is None:
+                self.outcome = self.network.outcome(flat, trust)
+            result = self.network.run_frechet(flat, direction, self.outcome)
+            if self.outcome.reason is not None and not trust:
+                rows = torch.nonzero(self.outcome.reason)[:, 0]
+                if self.outside == "exact" and rows.numel():
+                    from . import exact, refused
+
+                    if self.newton:
+                        result[rows] = refused.sign_frechet(self.network, flat[rows], direction[rows])
+                    else:
+                        result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
+                else:
+                    result[rows] = torch.nan
         return result.reshape(E.shape)
 
     def settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:
@@ -83,7 +92,12 @@ class Route:
         if self.outside == "nan":
             result[rows] = torch.nan
             return
-        value, undefined = exact.VALUE[self.function](A[rows])
+        from . import exact, refused  # here and above: most programs never meet a matrix outside
+
+        if self.newton:
+            value, undefined = refused.sign(self.network, A[rows])
+        else:
+            value, undefined = exact.VALUE[self.function](A[rows])
         if bool(undefined.any()):
             first = int(rows[undefined][0])
             raise UndefinedFunctionError(

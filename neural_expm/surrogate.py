@@ -20,6 +20,7 @@ from . import domain
 from .differentiation import matrix_function
 from .domain import Reason
 from .manifest import Checkpoint, list_models
+from .networks.protocols import Network
 from .route import Route
 
 
@@ -63,7 +64,7 @@ class Surrogate(nn.Module):
     """
 
     def __init__(
-        self, record: Checkpoint, network: nn.Module, default: Callable[[torch.dtype], nn.Module]
+        self, record: Checkpoint, network: nn.Module, default: Callable[[torch.dtype], Network]
     ) -> None:
         super().__init__()
         self.record, self.network, self.default = record, network, default

@@ -19,8 +19,15 @@ from neural_expm.kernels import compiled, toolchain
 
 # Relative Frobenius error against float64, in roundings: a few products and squarings each.
 ROUNDINGS = 40
-# (n, dtype) that the tests compile: odd and one entry past a register, complex, both precisions.
-SHAPES = [(3, torch.float32), (5, torch.complex128)]
+# (n, dtype) that the tests compile: one entry of many matrices in a register, and pieces of rows; odd sizes, one entry
+# past a register, complex, both precisions.
+SHAPES = [
+    (3, torch.float32),
+    (5, torch.complex128),
+    (17, torch.float32),
+    (13, torch.float64),
+    (18, torch.complex64),
+]
 
 needs_compiler = pytest.mark.skipif(
     not any(toolchain.shutil.which(name) for name in toolchain.COMPILERS), reason="no C++ compiler"
@@ -33,7 +40,7 @@ def libraries(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     os.environ["NEURAL_EXPM_KERNEL_CACHE"] = str(folder)
     for n, dtype in SHAPES:
-        source, defines, stem = compiled._recipe(n, dtype)
+        source, defines, stem = compiled._recipe("expm", n, dtype)
         toolchain.build(source, defines, toolchain.library_path(source, defines, stem))
     del os.environ["NEURAL_EXPM_KERNEL_CACHE"]
     return folder
@@ -105,6 +112,7 @@ def test_any_strides(ready, n, dtype):
     torch.testing.assert_close(neural_expm.expm(spread), expected)
     torch.testing.assert_close(neural_expm.expm(A.mT.contiguous().mT), expected)
     torch.testing.assert_close(neural_expm.expm(A.mH), expected.mH, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(neural_expm.expm(A.conj()), expected.conj(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(neural_expm.expm(A[7].expand(9, n, n)), expected[7].expand(9, n, n))
     torch.testing.assert_close(neural_expm.expm(A.reshape(2, 4, 5, n, n)), expected.reshape(2, 4, 5, n, n))
 
@@ -179,7 +187,7 @@ def test_no_compiler(fresh, tmp_path, caplog):
     fresh.setenv("CXX", "no-such-compiler")
     answers(caplog, 1)
     assert "no C++ compiler" in kernels.available()["compiled"]
-    assert compiled.state()[3, torch.float32] == "failed"
+    assert compiled.state()["expm", 3, torch.float32] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -246,19 +254,19 @@ def test_nothing_is_compiled_before_it_pays_and_nobody_waits(fresh, tmp_path):
     A = matrices(2, 3, torch.float32)
     for _ in range(compiled.WORTH_CALLS - 1):
         neural_expm.expm(A)
-    assert compiled.state()[3, torch.float32] == "waiting"
+    assert compiled.state()["expm", 3, torch.float32] == "waiting"
     # Two threads reach the threshold together; neither waits for the compiler, and only one starts it.
     threads = [threading.Thread(target=neural_expm.expm, args=(A,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert compiled.state()[3, torch.float32] == "building"
+    assert compiled.state()["expm", 3, torch.float32] == "building"
     (tmp_path / "go").touch()
     for thread in threading.enumerate():
         if thread.name == "neural_expm compiler":
             thread.join()
-    assert compiled.state()[3, torch.float32] == "failed"
+    assert compiled.state()["expm", 3, torch.float32] == "failed"
     assert (tmp_path / "calls").read_text().count("called") == 1
 
 
@@ -286,20 +294,23 @@ def test_two_threads_at_the_first_call(ready):
 def test_a_child_after_fork(ready):
     A = matrices(5000, 3, torch.float32)
     expected = neural_expm.expm(A)
-    compiled._shapes.setdefault((7, torch.float32), compiled._Shape()).state = "building"
+    compiled._shapes.setdefault(("expm", 7, torch.float32), compiled._Shape()).state = "building"
     child = os.fork()
     if not child:
         # A pool of OpenMP threads does not survive a fork, in torch's own operations neither: one thread, and a limit.
         signal.alarm(60)
         torch.set_num_threads(1)
-        good = torch.equal(neural_expm.expm(A), expected) and compiled.state()[7, torch.float32] == "waiting"
+        good = (
+            torch.equal(neural_expm.expm(A), expected)
+            and compiled.state()["expm", 7, torch.float32] == "waiting"
+        )
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
 
 
 @needs_compiler
 def test_a_wrong_library_is_refused(ready, caplog):
-    ready.setattr(compiled, "discrepancy", lambda kernel: float("nan"))
+    ready.setattr(compiled.KINDS["expm"], "discrepancy", lambda kernel: float("nan"))
     with caplog.at_level(logging.WARNING, logger="neural_expm"):
         _, report = neural_expm.expm(matrices(2, 3, torch.float32), return_report=True)
     assert report.kernel == "eager"
@@ -314,4 +325,4 @@ def test_the_check_of_a_library_does_not_depend_on_threads(ready):
     for first, second in ((1, 1), (1, 2), (2, 3)):
         counts = iter((first, second))
         ready.setattr(kernel, "_threads", lambda count, products, counts=counts: next(counts), raising=False)
-        assert compiled.discrepancy(kernel) < compiled.CHECK[torch.float64]
+        assert kernel.discrepancy() < compiled.CHECK[torch.float64]

@@ -146,7 +146,7 @@ def test_int8_constants_are_a_quarter(tmp_path):
 
 
 def test_other_families_and_huge_networks_are_refused(tmp_path):
-    with pytest.raises(InputError, match="only the relu family"):
+    with pytest.raises(InputError, match="only the relu family and the equivariant one"):
         program_of(torch.nn.Linear(4, 4), "linear")
     big = ConstructedReLUNet(ExpRecipe(6, 1.0, 6, 3, 12))
     with pytest.raises(InputError, match="use --format c or numpy"):

@@ -64,14 +64,25 @@ def test_import_reads_no_weights_and_no_hub():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_import_is_quick():
-    code = "import time, torch; t = time.process_time(); import neural_expm; print(time.process_time() - t)"
-    times = [
-        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
-        for _ in range(3)
-    ]
-    # 50 ms is the promise on an idle machine, see the bench; processor time triples when a machine is oversubscribed.
-    assert min(times) < 0.15
+def test_import_is_quick(tmp_path):
+    code = (
+        "import sys, time, torch; "
+        f"sys.dont_write_bytecode, sys.pycache_prefix = True, {str(tmp_path)!r}; "  # all of it is compiled anew
+        "t = time.process_time(); import neural_expm; print(time.process_time() - t)"
+    )
+    command = [sys.executable, "-c", code]
+    times = [float(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)]
+    assert min(times) < 0.05
+
+
+def test_import_leaves_to_the_first_call_what_only_a_call_needs():
+    heavy = ["networks.exponential", "kernels.compiled", "kernels.eager", "certificate", "exact", "hub.proof"]
+    code = (
+        "import sys, neural_expm\n"
+        f"late = {['safetensors.torch', *(f'neural_expm.{name}' for name in heavy)]}\n"
+        "bad = [name for name in late if name in sys.modules]\nassert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_manifest_lists_every_weight_and_every_weight_is_listed():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_training import config
 
 from neural_expm import checkpoints, manifest
 from neural_expm.errors import TrainingError
@@ -14,7 +15,6 @@ from neural_expm.training.datasets import held_out, read_dataset, write_dataset
 from neural_expm.training.fit import fit
 from neural_expm.training.frechet import adjoint_frechet
 from neural_expm.training.metrics import d1_error, relative_error, summary
-from test_training import config
 
 #: Central differences in float64 with step 1e-6: truncation and rounding together.
 DIFFERENCES = 1e-7

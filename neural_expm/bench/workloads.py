@@ -231,6 +231,14 @@ QUICK = (
 )
 
 
+# A batch of this many is the same question as a smaller one, asked of enough matrices to fill every thread.
+LARGE = 10_000
+
+
+def _name(function: str, kind: str, batch: int, n: int, label: str) -> str:
+    return f"{function}-{kind}-{n}{'-large' if batch >= LARGE else ''}-{label}"
+
+
 def _function_workloads() -> tuple[Workload, ...]:
     draws = (
         (
@@ -238,19 +246,19 @@ def _function_workloads() -> tuple[Workload, ...]:
             "symmetric",
             named("sign_symmetric", gap=0.01),
             "sign_symmetric, gap 0.01",
-            ((1000, 8), (100, 32)),
+            ((1000, 8), (LARGE, 8), (100, 32)),
         ),
         (
             "sign",
             "general",
             named("sign_general", gap=0.1, condition=10.0),
             "sign_general, gap 0.1, κ ≤ 10",
-            ((1000, 8), (200, 16)),
+            ((1000, 8), (LARGE, 8), (200, 16)),
         ),
         ("sqrtm", "spd", named("spd", condition=100.0), "spd, κ ≤ 100", ((1000, 8), (100, 32))),
     )
     return tuple(
-        Workload(f"{function}-{kind}-{n}-{label}", batch, n, dtype, draw, source, function)
+        Workload(_name(function, kind, batch, n, label), batch, n, dtype, draw, source, function)
         for function, kind, draw, source, sizes in draws
         for batch, n in sizes
         for dtype, label in ((f32, "f32"), (f64, "f64"))

@@ -19,7 +19,6 @@ from ..networks.pretrained import Pretrained, Store
 from .address import HubId, as_hub_id, as_path
 from .fetch import Access, fetch_checked
 from .folder import CONFIG, MAX_CONFIG_BYTES, read_folder, write_folder
-from .proof import prove
 from .upload import upload
 
 __all__ = ["Access", "HubId", "load", "resolve", "save", "upload"]
@@ -126,6 +125,8 @@ Pretrained.store = Store(load, save, _push)
 
 
 def _from_folder(folder: Path) -> Checkpoint:
+    from .proof import prove  # here and below: what ships with the package was proven before
+
     record = read_folder(folder)
     again = f"{folder} is incomplete or was edited: copy or publish it again"
     read_verified(locate(folder, record.file, record.name), record.sha256, record.size, record.name, again)
@@ -133,6 +134,8 @@ def _from_folder(folder: Path) -> Checkpoint:
 
 
 def _from_hub(source: HubId, access: Access) -> Checkpoint:
+    from .proof import prove
+
     record = fetch_checked(source, CONFIG, access, lambda path: read_folder(path.parent), MAX_CONFIG_BYTES)
     # From here on the commit, not the branch: the weights must be those that config.json speaks of.
     commit = HubId(source.repo, record.root.name)

@@ -14,7 +14,8 @@ def available() -> dict[str, str]:
     from . import compiled, toolchain
 
     made = [
-        f"n = {n} {str(dtype)[6:]} {state}" for (n, dtype), state in sorted(compiled.state().items(), key=str)
+        f"{kind} n = {n} {str(dtype)[6:]} {state}"
+        for (kind, n, dtype), state in sorted(compiled.state().items(), key=str)
     ]
     try:
         compiler = " ".join(toolchain.compiler())

@@ -1,304 +1,35 @@
 // exp and its Fréchet derivative for many small n × n matrices on a CPU.
 //
-// One SIMD register holds the same entry of W matrices, so that every operation is full-width whatever n is and no
-// entry of a matrix is ever shuffled.  The residual stream of W matrices stays in the first-level cache; weights, depth
-// and squarings are run-time arguments, so that one library serves every tier.
-//
-// Compiled by compiled.py with -DSIZE=n -DREAL=float|double -DCOMPLEX=0|1.
+// The residual stream of the W matrices of a register stays in the first-level cache; weights, depth and squarings are
+// run-time arguments, so that one library serves every tier.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <new>
-#include <thread>
-#include <utility>
-#include <vector>
+#include "polynomial.h"
 
 namespace {
 
-constexpr int N = SIZE;
-constexpr int ENTRIES = N * N;
-using real = REAL;
+// --- a register -------------------------------------------------------------------------------------------------------
 
-#if defined(__AVX512F__)
-constexpr int BYTES = 64;
-#elif defined(__AVX__)
-constexpr int BYTES = 32;
-#else
-constexpr int BYTES = 16;
-#endif
-constexpr int W = BYTES / sizeof(real);
-typedef real vec __attribute__((vector_size(BYTES), may_alias));
-
-// --- the field ------------------------------------------------------------------------------------------------------
-
-#if COMPLEX
-struct num {
-  vec re, im;
-};
-constexpr int PARTS = 2, ROWS = 2, COLUMNS = 2;
-inline void multiply_add(num& sum, const num& a, const num& b) {
-  sum.re += a.re * b.re;
-  sum.im += a.re * b.im;
-  sum.re -= a.im * b.im;
-  sum.im += a.im * b.re;
-}
-inline void scale_add(num& sum, const vec& w, const num& a) { sum.re += w * a.re, sum.im += w * a.im; }
-inline void add_real(num& sum, real w) { sum.re += w; }
-inline num scaled(const num& a, real w) { return {a.re * w, a.im * w}; }
-inline vec squared(const num& a) { return a.re * a.re + a.im * a.im; }
-#else
-typedef vec num;
-constexpr int PARTS = 1, ROWS = 2, COLUMNS = 4;
-inline void multiply_add(num& sum, const num& a, const num& b) { sum += a * b; }
-inline void scale_add(num& sum, const vec& w, const num& a) { sum += w * a; }
-inline void add_real(num& sum, real w) { sum += w; }
-inline num scaled(const num& a, real w) { return a * w; }
-inline vec squared(const num& a) { return a * a; }
-#endif
-
-// --- products -------------------------------------------------------------------------------------------------------
-
-template <int R, int C, bool ADD>
-inline void tile(const num* X, const num* Y, num* Z, int i, int j) {
-  num sum[R][C];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = ADD ? Z[(i + r) * N + j + c] : num{};
-  for (int k = 0; k < N; ++k) {
-    num y[C];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) y[c] = Y[k * N + j + c];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const num x = X[(i + r) * N + k];
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) multiply_add(sum[r][c], x, y[c]);
-    }
+struct Lanes {
+  static constexpr int TOKEN = ENTRIES;
+  template <int MEMBERS>
+  static void product(const num* X, const num* Y, num* Z) {
+    ::product<MEMBERS>(X, Y, Z);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) Z[(i + r) * N + j + c] = sum[r][c];
-}
-
-template <int R, bool ADD>
-inline void tile_row(const num* X, const num* Y, num* Z, int i) {
-  for (int j = 0; j + COLUMNS <= N; j += COLUMNS) tile<R, COLUMNS, ADD>(X, Y, Z, i, j);
-  if constexpr (N % COLUMNS != 0) tile<R, N % COLUMNS, ADD>(X, Y, Z, i, N - N % COLUMNS);
-}
-
-// Z = X Y, or Z += X Y.
-template <bool ADD>
-inline void multiply(const num* X, const num* Y, num* Z) {
-  for (int i = 0; i + ROWS <= N; i += ROWS) tile_row<ROWS, ADD>(X, Y, Z, i);
-  if constexpr (N % ROWS != 0) tile_row<N % ROWS, ADD>(X, Y, Z, N - N % ROWS);
-}
-
-// Of one matrix (MEMBERS = 1), or of a matrix and its derivative one after the other (MEMBERS = 2):
-// (X + ε dX)(Y + ε dY) = XY + ε (dX Y + X dY).
-template <int MEMBERS>
-inline void product(const num* X, const num* Y, num* Z) {
-  multiply<false>(X, Y, Z);
-  if constexpr (MEMBERS == 2) {
-    multiply<false>(X + ENTRIES, Y, Z + ENTRIES);
-    multiply<true>(X, Y + ENTRIES, Z + ENTRIES);
+  static void add_identity(num* X, real weight) {
+    for (int i = 0; i < N; ++i) add_real(X[i * N + i], weight);
   }
-}
-
-// --- weighted sums of tokens ------------------------------------------------------------------------------------------
-
-template <int OUT, int BLOCK>
-inline void combine_block(const num* tokens, int length, int tokens_in, const real* w, num* out, int at) {
-  num sum[OUT][BLOCK] = {};
-  for (int t = 0; t < tokens_in; ++t) {
-#pragma GCC unroll 8
-    for (int o = 0; o < OUT; ++o) {
-      const vec weight = vec{} + w[o * tokens_in + t];
-#pragma GCC unroll 8
-      for (int b = 0; b < BLOCK; ++b) scale_add(sum[o][b], weight, tokens[t * length + at + b]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int o = 0; o < OUT; ++o)
-#pragma GCC unroll 8
-    for (int b = 0; b < BLOCK; ++b) out[o * length + at + b] = sum[o][b];
-}
-
-// out_o = Σ_t w[o, t] token_t for OUT outputs; tokens and outputs have `length` entries each.
-template <int OUT, int LENGTH>
-inline void combine(const num* tokens, int tokens_in, const real* w, num* out) {
-  constexpr int BLOCK = PARTS == 2 ? 2 : 4;
-  for (int at = 0; at + BLOCK <= LENGTH; at += BLOCK)
-    combine_block<OUT, BLOCK>(tokens, LENGTH, tokens_in, w, out, at);
-  constexpr int REST = LENGTH % BLOCK;
-  if constexpr (REST != 0) combine_block<OUT, REST>(tokens, LENGTH, tokens_in, w, out, LENGTH - REST);
-}
-
-// --- memory ---------------------------------------------------------------------------------------------------------
-
-struct Source {
-  const real* data;
-  int64_t matrix, row, column;  // strides, in reals
-  int64_t conjugate;
-};
-
-constexpr int REALS = ENTRIES * PARTS;  // of one matrix; the re and im of a num follow each other as in torch
-
-template <int D, std::size_t... L>
-inline void exchange(vec& a, vec& b, std::index_sequence<L...>) {
-  const vec low = __builtin_shufflevector(a, b, ((L & D) ? int(L) - D + W : int(L))...);
-  b = __builtin_shufflevector(a, b, ((L & D) ? int(L) + W : int(L) + D)...);
-  a = low;
-}
-
-template <int D = W / 2>
-inline void transpose(vec* v) {
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i)
-    if (!(i & D)) exchange<D>(v[i], v[i + D], std::make_index_sequence<W>());
-  if constexpr (D > 1) transpose<D / 2>(v);
-}
-
-// X ← scale · A of W matrices, given by their first entries; matrices are read as whole registers where they lie in
-// one piece (as rows, or as columns for a transposed view).
-inline void load(const Source& A, const int64_t* at, real scale, num* X) {
-  vec* flat = reinterpret_cast<vec*>(X);
-  const real* matrix[W];
-  for (int l = 0; l < W; ++l) matrix[l] = A.data + at[l] * A.matrix;
-  const bool rows = A.column == PARTS && A.row == N * PARTS, columns = A.row == PARTS && A.column == N * PARTS;
-  if (rows || columns) {
-    int e = 0;
-    for (; e + W <= REALS; e += W) {
-      for (int l = 0; l < W; ++l) std::memcpy(flat + e + l, matrix[l] + e, sizeof(vec));
-      transpose(flat + e);
-    }
-    for (; e < REALS; ++e)
-      for (int l = 0; l < W; ++l) flat[e][l] = matrix[l][e];
-    if (!rows)
-      for (int i = 0; i < N; ++i)
-        for (int j = 0; j < i; ++j) std::swap(X[i * N + j], X[j * N + i]);
-  } else {
-    for (int i = 0; i < N; ++i)
-      for (int j = 0; j < N; ++j)
-        for (int p = 0; p < PARTS; ++p)
-          for (int l = 0; l < W; ++l) flat[(i * N + j) * PARTS + p][l] = matrix[l][i * A.row + j * A.column + p];
-  }
-  if (scale != 1)
-    for (int e = 0; e < ENTRIES; ++e) X[e] = scaled(X[e], scale);
-#if COMPLEX
-  if (A.conjugate)
-    for (int e = 0; e < ENTRIES; ++e) X[e].im = -X[e].im;
-#endif
-}
-
-// out[at] ← X for the first `lanes` matrices; X is overwritten.
-inline void store(num* X, const int64_t* at, int lanes, real* out) {
-  vec* flat = reinterpret_cast<vec*>(X);
-  int e = 0;
-  for (; e + W <= REALS; e += W) {
-    transpose(flat + e);
-    for (int l = 0; l < lanes; ++l) std::memcpy(out + at[l] * REALS + e, flat + e + l, sizeof(vec));
-  }
-  for (; e < REALS; ++e)
-    for (int l = 0; l < lanes; ++l) out[at[l] * REALS + e] = flat[e][l];
-}
-
-// --- the loop over the batch --------------------------------------------------------------------------------------------
-
-// body(part, first, last) for contiguous parts of the batch.  The threads live as long as the call, so that none is
-// missing after a fork.
-template <class Body>
-void in_threads(int64_t count, int64_t threads, const Body& body) {
-  const int64_t groups = (count + W - 1) / W;
-  threads = std::max<int64_t>(1, std::min(threads, groups));
-  const auto part = [&](int64_t t) {
-    const int64_t first = groups * t / threads * W;
-    body(t, first, std::min(count, groups * (t + 1) / threads * W));
-  };
-  std::vector<std::thread> helpers;
-  for (int64_t t = 1; t < threads; ++t) {
-    try {
-      helpers.emplace_back(part, t);
-    } catch (...) {  // no more threads to be had: do it here
-      part(t);
-    }
-  }
-  part(0);
-  for (auto& helper : helpers) helper.join();
-}
-
-struct Network {
-  const real* weights;  // scores and values of heads 2 … m, then the read-out, as EquivariantTransformer.packed
-  int64_t products, squarings;
-  double identity;
-};
-
-// Room for `count` nums, aligned for the registers.
-class Workspace {
- public:
-  explicit Workspace(int64_t count)
-      : memory_(static_cast<num*>(::operator new(count * sizeof(num), std::align_val_t(BYTES)))) {}
-  ~Workspace() { ::operator delete(memory_, std::align_val_t(BYTES)); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  num* get() const { return memory_; }
-
- private:
-  num* memory_;
 };
 
 // One register's worth of matrices, all with the same network.
 template <int MEMBERS>
-inline void evaluate(const Source& A, const Source& E, const int64_t* at, int lanes, const Network& net, num* stream,
-                     real* out) {
-  constexpr int LENGTH = MEMBERS * ENTRIES;
-  const int m = int(net.products);
-  num* pair = stream + int64_t(m + 1) * LENGTH;
-  const real scale = std::ldexp(real(1), -int(net.squarings));
-  load(A, at, scale, stream);
-  if constexpr (MEMBERS == 2) load(E, at, scale, stream + ENTRIES);
-  product<MEMBERS>(stream, stream, stream + LENGTH);
-  const real* w = net.weights;
-  for (int h = 2; h <= m; ++h) {
-    combine<2, LENGTH>(stream, h, w, pair);
-    product<MEMBERS>(pair, pair + LENGTH, stream + h * LENGTH);
-    w += 2 * h;
-  }
-  combine<1, LENGTH>(stream, m + 1, w, pair);
-  for (int i = 0; i < N; ++i) add_real(pair[i * N + i], real(net.identity));
-  num *now = pair, *spare = pair + LENGTH;
-  for (int s = 0; s < net.squarings; ++s) {
-    product<MEMBERS>(now, now, spare);
-    std::swap(now, spare);
-  }
-  store(now + (MEMBERS - 1) * ENTRIES, at, lanes, out);
+inline void evaluate_register(const Source& A, const Source& E, const int64_t* at, int lanes, const Network& net,
+                              num* stream, real* out) {
+  load(A, at, scale_of(net), stream);
+  if constexpr (MEMBERS == 2) load(E, at, scale_of(net), stream + ENTRIES);
+  store(evaluate<Lanes, MEMBERS>(net, stream, false), at, lanes, out);
 }
 
 // --- norms ------------------------------------------------------------------------------------------------------------
-
-// min(√(‖A‖₁‖A‖_∞), ‖A‖_F) of one matrix, safe from overflow; NaN where A has NaN.
-real careful_norm(const Source& A, int64_t at) {
-  real columns[N] = {}, widest = 0, tallest = 0, frobenius = 0;
-  const real* matrix = A.data + at * A.matrix;
-  for (int i = 0; i < N; ++i) {
-    real row = 0;
-    for (int j = 0; j < N; ++j) {
-      const real* entry = matrix + i * A.row + j * A.column;
-      const real modulus = PARTS == 2 ? std::hypot(entry[0], entry[PARTS - 1]) : std::abs(entry[0]);
-      if (std::isnan(entry[0]) || std::isnan(entry[PARTS - 1])) return std::numeric_limits<real>::quiet_NaN();
-      row += modulus;
-      columns[j] += modulus;
-      frobenius = std::hypot(frobenius, modulus);
-    }
-    widest = std::max(widest, row);
-  }
-  for (int j = 0; j < N; ++j) tallest = std::max(tallest, columns[j]);
-  return std::min(frobenius, std::sqrt(widest) * std::sqrt(tallest));
-}
 
 inline vec root(vec x) {
   vec y;
@@ -370,46 +101,24 @@ inline void evaluate_tile(const Source& A, const Source& E, int64_t first, int l
     for (int l = lanes; l < W; ++l) order[i + l] = order[i];  // idle lanes repeat a matrix
     const uint8_t deepest = level[order[i + lanes - 1] - first];
     for (int l = 0; l < lanes; ++l) level[order[i + l] - first] = deepest;
-    if (out) evaluate<MEMBERS>(A, E, order + i, lanes, nets[deepest], stream, out);
+    if (out) evaluate_register<MEMBERS>(A, E, order + i, lanes, nets[deepest], stream, out);
   }
-}
-
-int64_t room(const Network* nets, int64_t rungs, int members) {
-  int64_t deepest = 1;
-  for (int64_t r = 0; r < rungs; ++r) deepest = std::max(deepest, nets[r].products);
-  return (deepest + 3) * members * ENTRIES;
 }
 
 }  // namespace
 
 // --- the face ---------------------------------------------------------------------------------------------------------
-// Nothing is thrown across it: negative is out of memory.
-
-template <class Body>
-int guarded(int64_t count, int64_t threads, const Body& body) noexcept try {
-  std::vector<int> results(std::max<int64_t>(threads, 1), 0);
-  in_threads(count, threads, [&](int64_t part, int64_t first, int64_t last) {
-    try {
-      if (first < last) results[part] = body(first, last);
-    } catch (...) {
-      results[part] = -1;
-    }
-  });
-  const auto [least, most] = std::minmax_element(results.begin(), results.end());
-  return *least < 0 ? *least : *most;
-} catch (...) {
-  return -1;
-}
+// Negative is out of memory.
 
 extern "C" {
 
 // out = p(A/2^s)^(2^s) with the rung of each matrix, which is also written to `level` (`rungs` for a matrix that no
 // rung serves: its rows are left alone, unless `trust` gives it the last rung).  Without `out` only the levels.
-// Returns 1 where a matrix was not served.
-int neural_expm_value(const Source* A, int64_t count, const real* radii, int64_t rungs, const Network* nets,
-                      int64_t trust, uint8_t* level, real* out, int64_t threads) {
+// Returns 1 where a matrix was not served.  The radii for ‖A²‖^{1/2} are for rows.cpp, which has this face too.
+int neural_expm_value(const Source* A, int64_t count, const real* radii, const real*, double, int64_t rungs,
+                      const Network* nets, int64_t trust, uint8_t* level, real* out, int64_t threads) {
   return guarded(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room(nets, rungs, 1));
+    const Workspace workspace(room<Lanes>(nets, rungs, 1));
     bool outside = false;
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));
@@ -434,7 +143,7 @@ int neural_expm_value(const Source* A, int64_t count, const real* radii, int64_t
 int neural_expm_frechet(const Source* A, const Source* E, int64_t count, int64_t rungs, const Network* nets,
                         const uint8_t* level, real* out, int64_t threads) {
   return guarded(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room(nets, rungs, 2));
+    const Workspace workspace(room<Lanes>(nets, rungs, 2));
     uint8_t used[TILE];
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));

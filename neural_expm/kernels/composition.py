@@ -1,6 +1,6 @@
 """Odd compositions for sign and their coupled form for the square root, on one chunk.
 
-A stage is p(x) = ax + bx³ + cx⁵.  For sign X ← p(X).  For the square root p(x) = x h(x²) is applied to
+A stage is p(x) = x h(x²) with h(w) = a + bw + cw².  For sign X ← X h(X²).  For the square root p is applied to
 [[0, Y], [Z, 0]], which stays of that form: with W = ZY, Y ← Y h(W), Z ← h(W) Z (Higham, *Functions of Matrices*,
 section 6.3), so the 2n × 2n matrix is never made.
 
@@ -10,7 +10,7 @@ it as they stand, and only products and the identity know of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import torch
 from torch import Tensor
@@ -23,31 +23,60 @@ SHARPER = 3
 
 
 class Algebra:
-    """Products of matrices, or of pairs (X, dX), in a layout."""
+    """Products of matrices, or of pairs (X, dX), in a layout.
+
+    Results live in buffers that :meth:`release` takes back for the next ones: fresh memory costs more than a product
+    of small matrices.
+    """
 
     def __init__(self, layout: Layout, dual: bool) -> None:
         self.layout, self.dual = layout, dual
+        self._free: list[Tensor] = []
 
     def value(self, X: Tensor) -> Tensor:
         """The matrix part."""
         return X[0] if self.dual else X
 
+    def like(self, X: Tensor, count: int | None = None) -> Tensor:
+        """Uninitialised, of the shape of X, or with another number of matrices."""
+        shape = list(X.shape)
+        if count is not None:
+            shape[self.axis] = count
+        size = math.prod(shape)
+        while self._free:
+            buffer = self._free.pop()
+            if buffer.numel() >= size:
+                return buffer[:size].view(shape)
+        return X.new_empty(size).view(shape)
+
+    def release(self, *used: Tensor) -> None:
+        """Take back what :meth:`like` gave."""
+        self._free.extend((X if X._base is None else X._base).view(-1) for X in used)
+
+    @property
+    def axis(self) -> int:
+        """The dimension that counts matrices."""
+        return -1 if self.layout.dims == (0, 1) else -3
+
+    def select(self, X: Tensor, rows: Tensor) -> Tensor:
+        """Some of the matrices, new."""
+        return torch.index_select(X, self.axis, rows, out=self.like(X, rows.numel()))
+
     def multiply(self, X: Tensor, Y: Tensor) -> Tensor:
         """X Y, new."""
-        out = torch.empty_like(X)
+        out = self.like(X)
         if self.dual:
-            multiply_dual(self.layout, *X, *Y, out)
+            multiply_dual(self.layout, X, Y, out)
         else:
             self.layout.multiply(X, Y, out)
         return out
 
-    def add_product(self, total: Tensor, X: Tensor, Y: Tensor, alpha: float) -> Tensor:
-        """Total + alpha X Y, in place."""
-        self.layout.multiply_add(self.value(X), self.value(Y), self.value(total), alpha=alpha)
-        if self.dual:
-            self.layout.multiply_add(X[1], Y[0], total[1], alpha=alpha)
-            self.layout.multiply_add(X[0], Y[1], total[1], alpha=alpha)
-        return total
+    def polynomial(self, W: Tensor, square: Tensor, stage: Stage) -> Tensor:
+        """h(W) = aI + bW + cW², in place of ``square`` = W²."""
+        a, b, c = stage
+        square.mul_(c).add_(W, alpha=b)
+        self.layout.add_identity(self.value(square), a)
+        return square
 
     def norms(self, X: Tensor) -> Tensor:
         """‖·‖_F of each matrix."""
@@ -59,57 +88,45 @@ class Algebra:
         self.layout.add_identity(difference, -1.0)
         return torch.linalg.vector_norm(difference, dim=self.layout.dims)
 
-    def within(self, W: Tensor, radius: float) -> Tensor:
-        """Whether the spectral radius of W = X² is provably at most radius².
+    def beyond(self, W: Tensor, square: Tensor, radius: float) -> Tensor | None:
+        """The matrices whose spectral radius of W = X² is not provably at most radius²; None if it is soon clear that
+        there are none.
 
-        By ‖W‖, by 1 + ‖W − I‖, and for the few matrices that these leave open by ‖W^{2^k}‖^{1/2^k}.
+        By ‖W²‖^{1/2}, never more than ‖W‖; for those that it leaves open by 1 + ‖W − I‖ and by ‖W^{2^k}‖^{1/2^k}.
+
+        Args:
+            square: W².
         """
         limit = radius * radius
-        good = torch.minimum(self.norms(W), 1.0 + self.distance(W)) <= limit
+        good = self.norms(square) <= limit**2
         if bool(good.all()):
-            return good
+            return None
         rows = torch.nonzero(~good)[:, 0]
-        power = self.layout.matrices(self.value(W))[rows]
-        for k in range(1, SHARPER + 1):
-            power = power @ power
-            good[rows] |= torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
-        return good
+        shifted = self.layout.matrices(self.value(W)).index_select(0, rows)
+        shifted.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        good = 1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit
+        if bool(good.all()):
+            return None
+        power = self.layout.matrices(self.value(square)).index_select(0, rows)
+        for k in range(2, SHARPER + 1):
+            power = torch.bmm(power, power)
+            good |= torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
+        return rows[~good]
 
 
-def sign_pass(
-    algebra: Algebra, X: Tensor, stages: Sequence[Stage], radii: Sequence[float] | None
-) -> tuple[Tensor, Tensor | None]:
-    """One pass through all stages.
-
-    Args:
-        X: chunk in the layout.
-        radii: R_t of each stage; None where the spectrum is known to be real and in the stages' intervals.
-
-    Returns:
-        The new X, and which matrices kept every R_t (None without ``radii``).
-    """
-    kept = None
-    for t, (a, b, c) in enumerate(stages):
-        W = algebra.multiply(X, X)
-        if radii is not None:
-            good = algebra.within(W, radii[t])
-            kept = good if kept is None else kept & good
-        cube = algebra.multiply(X, W)
-        X = algebra.add_product(X.mul_(a).add_(cube, alpha=b), W, cube, c)
-    return X, kept
+def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, square: Tensor, stage: Stage) -> Tensor:
+    """X h(W) with W = X² and ``square`` = W²; the arguments are used up."""
+    h = algebra.polynomial(W, square, stage)
+    result = algebra.multiply(X, h)
+    algebra.release(X, W, h)
+    return result
 
 
-def sqrt_pass(
-    algebra: Algebra, Y: Tensor, Z: Tensor, stages: Sequence[Stage], radii: Sequence[float] | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The coupled form of :func:`sign_pass`: Y → A^{1/2}, Z → A^{−1/2}."""
-    kept = None
-    for t, (a, b, c) in enumerate(stages):
-        W = algebra.multiply(Z, Y)
-        if radii is not None:
-            good = algebra.within(W, radii[t])
-            kept = good if kept is None else kept & good
-        h = algebra.add_product(W * b, W, W, c)
-        algebra.layout.add_identity(algebra.value(h), a)
-        Y, Z = algebra.multiply(Y, h), algebra.multiply(h, Z)
-    return Y, Z, kept
+def root_stage(
+    algebra: Algebra, Y: Tensor, Z: Tensor, W: Tensor, square: Tensor, stage: Stage
+) -> tuple[Tensor, Tensor]:
+    """The coupled form of :func:`sign_stage`, W = ZY: Y → A^{1/2}, Z → A^{−1/2}."""
+    h = algebra.polynomial(W, square, stage)
+    result = algebra.multiply(Y, h), algebra.multiply(h, Z)
+    algebra.release(Y, Z, W, h)
+    return result

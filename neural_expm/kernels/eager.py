@@ -12,15 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from .layout import chunk_length, layout_for, multiply_dual
-
-
-def _rows(X: Tensor) -> Tensor:
-    """The tokens as rows of a real matrix, without a copy."""
-    return (torch.view_as_real(X) if X.is_complex() else X).view(X.shape[0], -1)
+from .layout import Alone, TapeLayout, chunk_length, layout_for
+from .tape import tape_for
 
 
 def chunks(A: Tensor, rows: Tensor | None) -> Iterator[tuple[slice | Tensor, int]]:
@@ -33,8 +28,11 @@ def chunks(A: Tensor, rows: Tensor | None) -> Iterator[tuple[slice | Tensor, int
 
 
 def take(A: Tensor, at: slice | Tensor) -> Tensor:
-    """The matrices of a chunk."""
-    return A[at] if isinstance(at, slice) else A.index_select(0, at)
+    """The matrices of a chunk, with the strides of a contiguous or transposed A."""
+    if isinstance(at, slice):
+        return A[at]
+    # Rows that lie in one piece are gathered many times faster than those of a transposed view.
+    return A.mT.index_select(0, at).mT if A.stride(-1) != 1 else A.index_select(0, at)
 
 
 def put(out: Tensor, at: slice | Tensor, X: Tensor) -> None:
@@ -63,29 +61,7 @@ def exponential(
         rows: int64 indices of the matrices to compute; None for all.
         squares: A², shape (batch, n, n), where it is already known.
     """
-    layout = layout_for(A.shape[-1], A.shape[0] if rows is None else rows.shape[0])
-    stream = pair = A.new_empty(0)
-    length = 0
-    for at, count in chunks(A, rows):
-        if count != length:
-            stream, pair = layout.empty((len(weights) + 1,), count, A), layout.empty((2,), count, A)
-            length = count
-        layout.load(take(A, at), stream[0], 2.0**-squarings)
-        flat, pair_flat = _rows(stream), _rows(pair)
-        if squares is None:
-            layout.multiply(stream[0], stream[0], stream[1])
-        else:
-            layout.load(take(squares, at), stream[1], 4.0**-squarings)
-        for h, head in enumerate(weights[:-1], start=2):
-            torch.mm(head, flat[:h], out=pair_flat)
-            layout.multiply(pair[0], pair[1], stream[h])
-        torch.mm(weights[-1], flat, out=pair_flat[:1])
-        X, spare = pair[0], pair[1]
-        layout.add_identity(X, identity)
-        for _ in range(squarings):
-            layout.multiply(X, X, spare)
-            X, spare = spare, X
-        put(out, at, layout.matrices(X))
+    _evaluate(A, None, weights, identity, squarings, out, rows, squares)
 
 
 def exponential_frechet(
@@ -105,24 +81,39 @@ def exponential_frechet(
 
     Source: Higham, *Functions of Matrices*, section 3.2; Al-Mohy & Higham (2009), SIAM J. Matrix Anal. Appl. 30(4).
     """
-    layout = layout_for(A.shape[-1], A.shape[0] if rows is None else rows.shape[0])
-    stream = pair = A.new_empty(0)
-    length = 0
-    for at, count in chunks(A, rows):
-        if count != length:
-            stream, pair = layout.empty((len(weights) + 1, 2), count, A), layout.empty((2, 2), count, A)
-            length = count
-        layout.load(take(A, at), stream[0, 0], 2.0**-squarings)
-        layout.load(take(E, at), stream[0, 1], 2.0**-squarings)
-        flat, pair_flat = _rows(stream), _rows(pair)
-        multiply_dual(layout, *stream[0], *stream[0], stream[1])
-        for h, head in enumerate(weights[:-1], start=2):
-            torch.mm(head, flat[:h], out=pair_flat)
-            multiply_dual(layout, *pair[0], *pair[1], stream[h])
-        torch.mm(weights[-1], flat, out=pair_flat[:1])
-        layout.add_identity(pair[0, 0], identity)
-        now, spare = pair[0], pair[1]
-        for _ in range(squarings):
-            multiply_dual(layout, *now, *now, spare)
-            now, spare = spare, now
-        put(out, at, layout.matrices(now[1]))
+    _evaluate(A, E, weights, identity, squarings, out, rows, None)
+
+
+def _evaluate(
+    A: Tensor,
+    E: Tensor | None,
+    weights: list[Tensor],
+    identity: float,
+    squarings: int,
+    out: Tensor,
+    rows: Tensor | None,
+    squares: Tensor | None,
+) -> None:
+    total = A.shape[0] if rows is None else rows.shape[0]
+    if not total:
+        return
+    layout: TapeLayout = Alone if A.shape[0] == 1 else layout_for(A.shape[-1], total)
+    members = 1 if E is None else 2
+    count = chunk_length(A, total, members)
+    tape = tape_for(A, layout, count, weights, identity, squarings, members)
+    scale = 2.0**-squarings
+    result = None if rows is None else A.new_empty(count, *A.shape[1:])
+    for start in range(0, total, count):
+        # The last chunk reaches back over some matrices of the one before, so that one tape serves all.
+        at = slice(min(start, total - count), min(start, total - count) + count)
+        chosen = at if rows is None else rows[at]
+        for source, place in zip((A,) if E is None else (A, E), tape.first, strict=True):
+            layout.load(take(source, chosen), place, scale)
+        if squares is not None:
+            layout.load(take(squares, chosen), tape.second, scale * scale)
+        tape.replay(squares is not None)
+        if result is None:
+            layout.store(tape.result, out[at])
+        else:
+            layout.store(tape.result, result)
+            put(out, chosen, result)

@@ -1,19 +1,29 @@
 """How a chunk of matrices lies in memory: one matrix after another, or one entry of all matrices after another.
 
-Small matrices lie batch-last, (n, n, batch): a matrix product is then n fused multiply-adds over long contiguous rows
+Small matrices lie batch-last, (n, n, count): a matrix product is then n fused multiply-adds over long contiguous rows
 instead of one tiny GEMM a matrix.  Both layouts have the same face, so that a kernel is written once.
+
+A product is a list of calls with their tensors bound: making the views of a call takes longer than a call on a small
+chunk, so a kernel that runs many chunks makes them once (``tape.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+
 import torch
 from torch import Tensor
 
-# Largest n whose products are faster batch-last, and the smallest batch where the change of layout pays.
-BATCH_LAST_N = 5
+# Largest n whose products are faster batch-last (``bmm`` has no good kernel below n³ = 400), and the smallest batch
+# where the change of layout pays.
+BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-# Bytes of one token of a chunk: a few tokens together stay in the cache, and torch's calls cost little beside it.
-CHUNK_BYTES = 1 << 20
+# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache, and for more
+# than one thread a token has the 32768 entries from which on torch shares an operation among threads.
+CHUNK_BYTES = 1 << 18
+
+Call = Callable[[], object]
 
 
 class BatchFirst:
@@ -22,9 +32,19 @@ class BatchFirst:
     dims = (-2, -1)
 
     @staticmethod
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), count, n, n)
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        return X[0], X[1]
+
+    @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, count, n, n) of the dtype and device of A, which is (…, n, n)."""
-        return A.new_empty((*lead, count, A.shape[-1], A.shape[-1]))
+        return A.new_empty((*lead, *BatchFirst.shape(count, A.shape[-1], 1)))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
@@ -32,9 +52,30 @@ class BatchFirst:
         torch.mul(A, scale[:, None, None] if isinstance(scale, Tensor) else scale, out=out)
 
     @staticmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to (count, n, n)."""
+        out.copy_(X)
+
+    @staticmethod
     def matrices(X: Tensor) -> Tensor:
         """A view as (…, count, n, n)."""
         return X
+
+    @staticmethod
+    def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        return [partial(torch.bmm, X, Y, out=out)]
+
+    @staticmethod
+    def added_product(X: Tensor, Y: Tensor, out: Tensor, alpha: float = 1.0) -> list[Call]:
+        """The calls of out ← out + alpha · X Y."""
+        return [partial(out.baddbmm_, X, Y, alpha=alpha)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁): pairs lead with a dimension of two."""
+        calls = [partial(torch.bmm, X[i], Y[0], out=out[i]) for i in (0, 1)]
+        return [*calls, *BatchFirst.added_product(X[0], Y[1], out[1])]
 
     @staticmethod
     def multiply(X: Tensor, Y: Tensor, out: Tensor) -> None:
@@ -44,12 +85,17 @@ class BatchFirst:
     @staticmethod
     def multiply_add(X: Tensor, Y: Tensor, out: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
         """Out ← beta · out + alpha · X Y."""
-        torch.baddbmm(out, X, Y, beta=beta, alpha=alpha, out=out)
+        out.baddbmm_(X, Y, beta=beta, alpha=alpha)
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonals."""
+        return X.diagonal(dim1=-2, dim2=-1)
 
     @staticmethod
     def add_identity(X: Tensor, weight: float) -> None:
         """X ← X + weight · I."""
-        X.diagonal(dim1=-2, dim2=-1).add_(weight)
+        BatchFirst.diagonal(X).add_(weight)
 
 
 class BatchLast:
@@ -58,14 +104,44 @@ class BatchLast:
     dims = (0, 1)
 
     @staticmethod
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), n, n, count)
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        return X[0], X[1]
+
+    @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, n, n, count)."""
-        return A.new_empty((*lead, A.shape[-1], A.shape[-1], count))
+        return A.new_empty((*lead, *BatchLast.shape(count, A.shape[-1], 1)))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
-        """Out ← scale · A, from (count, n, n)."""
-        torch.mul(A.permute(1, 2, 0), scale, out=out)
+        """Out ← scale · A, from (count, n, n).
+
+        A product with a scaled permutation is a faster change of layout than a strided copy, and the transpose comes
+        free; it moves nothing between matrices, not even NaN.
+        """
+        n, count = A.shape[-1], A.shape[0]
+        rows = A.stride() == (n * n, n, 1)
+        if isinstance(scale, Tensor) or A.is_complex() or not (rows or A.stride() == (n * n, 1, n)):
+            torch.mul(A.permute(1, 2, 0), scale, out=out)
+            return
+        flat = A.as_strided((n * n, count), (1, n * n))
+        torch.mm(_permutation(n, not rows, scale, A.dtype, A.device), flat, out=out.view(n * n, count))
+
+    @staticmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to contiguous (count, n, n)."""
+        n, count = X.shape[0], X.shape[-1]
+        if X.is_complex():
+            out.copy_(BatchLast.matrices(X))
+        else:
+            eye = _permutation(n, False, 1.0, X.dtype, X.device)
+            torch.mm(X.view(n * n, count).t(), eye, out=out.view(count, n * n))
 
     @staticmethod
     def matrices(X: Tensor) -> Tensor:
@@ -73,33 +149,110 @@ class BatchLast:
         return X.permute(2, 0, 1)
 
     @staticmethod
+    def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        (column, row), *rest = BatchLast._outer(X, Y)
+        add = out.addcmul_
+        return [partial(torch.mul, column, row, out=out), *(partial(add, c, r) for c, r in rest)]
+
+    @staticmethod
+    def added_product(X: Tensor, Y: Tensor, out: Tensor, alpha: float = 1.0) -> list[Call]:
+        """The calls of out ← out + alpha · X Y."""
+        add = out.addcmul_
+        return [partial(add, column, row, value=alpha) for column, row in BatchLast._outer(X, Y)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁): pairs lead with a dimension of two."""
+        return [*BatchLast.product(X, Y[0], out), *BatchLast.added_product(X[0], Y[1], out[1])]
+
+    @staticmethod
     def multiply(X: Tensor, Y: Tensor, out: Tensor) -> None:
         """Out ← X Y."""
-        (column, row), *rest = BatchLast._outer(X, Y)
-        torch.mul(column, row, out=out)
-        for column, row in rest:
-            out.addcmul_(column, row)
+        run(BatchLast.product(X, Y, out))
 
     @staticmethod
     def multiply_add(X: Tensor, Y: Tensor, out: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
         """Out ← beta · out + alpha · X Y."""
         if beta != 1.0:
             out.mul_(beta)
-        for column, row in BatchLast._outer(X, Y):
-            out.addcmul_(column, row, value=alpha)
+        run(BatchLast.added_product(X, Y, out, alpha))
 
     @staticmethod
     def _outer(X: Tensor, Y: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Columns of X and rows of Y that broadcast to rank-one terms; unbinding is cheaper than indexing."""
-        return list(zip(X.unsqueeze(2).unbind(1), Y.unsqueeze(0).unbind(1), strict=True))
+        return list(zip(X.unsqueeze(-2).unbind(-3), Y.unsqueeze(-4).unbind(-3), strict=True))
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonals."""
+        return X.diagonal(dim1=0, dim2=1)
 
     @staticmethod
     def add_identity(X: Tensor, weight: float) -> None:
         """X ← X + weight · I."""
-        X.diagonal(dim1=0, dim2=1).add_(weight)
+        BatchLast.diagonal(X).add_(weight)
+
+
+class Alone:
+    """One matrix, (n, n); a pair lies side by side as (n, 2n), [X | dX], so that Q [V | dV] is one product.
+
+    Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
+    """
+
+    @staticmethod
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return n, n * members
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        n = X.shape[0]
+        return X[:, :n], X[:, n:]
+
+    @staticmethod
+    def load(A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (1, n, n)."""
+        torch.mul(A[0], scale, out=out)
+
+    @staticmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, to (1, n, n)."""
+        out[0].copy_(X)
+
+    @staticmethod
+    def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        return [partial(torch.mm, X, Y, out=out)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        (value, slope), n = Alone.parts(X), X.shape[0]
+        return [partial(torch.mm, value, Y, out=out), partial(out[:, n:].addmm_, slope, Y[:, :n])]
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonal."""
+        return X.diagonal()
 
 
 Layout = type[BatchFirst] | type[BatchLast]
+TapeLayout = Layout | type[Alone]
+
+
+@lru_cache(maxsize=256)
+def _permutation(n: int, transpose: bool, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Scale · (the matrix of vec A ↦ vec A, or of vec A ↦ vec Aᵀ)."""
+    eye = torch.eye(n * n, dtype=dtype, device=device) * scale
+    return eye.view(n, n, n * n).transpose(0, 1).reshape(n * n, n * n) if transpose else eye
+
+
+def run(calls: Sequence[Call]) -> None:
+    """One after another."""
+    for call in calls:
+        call()
 
 
 def layout_for(n: int, count: int) -> Layout:
@@ -107,15 +260,13 @@ def layout_for(n: int, count: int) -> Layout:
     return BatchLast if n <= BATCH_LAST_N and count >= BATCH_LAST_COUNT else BatchFirst
 
 
-def chunk_length(A: Tensor, count: int) -> int:
-    """Matrices in a chunk: even parts of at most CHUNK_BYTES each."""
-    most = max(1, CHUNK_BYTES // (A.shape[-1] ** 2 * A.element_size()))
+def chunk_length(A: Tensor, count: int, members: int = 1) -> int:
+    """Matrices in a chunk: even parts of at most CHUNK_BYTES a thread; of pairs with a derivative for two members."""
+    most = max(1, CHUNK_BYTES * torch.get_num_threads() // (A.shape[-1] ** 2 * A.element_size() * members))
     parts = -(-count // most)
     return -(-count // parts) if count else 1
 
 
-def multiply_dual(layout: Layout, X: Tensor, dX: Tensor, Y: Tensor, dY: Tensor, out: Tensor) -> None:
-    """(X + ε dX)(Y + ε dY) = XY + ε (dX Y + X dY), into out[0] and out[1]."""
-    layout.multiply(X, Y, out[0])
-    layout.multiply(dX, Y, out[1])
-    layout.multiply_add(X, dY, out[1])
+def multiply_dual(layout: Layout, X: Tensor, Y: Tensor, out: Tensor) -> None:
+    """(X + ε dX)(Y + ε dY) = XY + ε (dX Y + X dY), for pairs with a leading dimension of two."""
+    run(layout.product_of_pairs(X, Y, out))

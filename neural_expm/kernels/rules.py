@@ -40,7 +40,7 @@ class StageRules:
         radii: R_t of each general stage.
         scale: the spectral radius that the first general stage wants.
         passes: at most so many.
-        unit: the residual that is accepted, in units of n·eps·max(1, ‖X‖²).
+        unit: the residual that is accepted, in units of n·eps·max(1, ‖X‖²), X of the scaled matrix.
         largest: no larger residual is accepted.
     """
 

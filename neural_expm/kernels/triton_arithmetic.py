@@ -10,6 +10,7 @@ Needs triton (``pip install neural-expm[triton]``); import this module only wher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -147,7 +148,7 @@ def store(target, X, mask, COMPLEX: tl.constexpr):
 # --- launching --------------------------------------------------------------------------------------------------------
 
 
-def partition(n: int, dtype: torch.dtype, dual: bool) -> dict[str, object]:
+def partition(n: int, dtype: torch.dtype, dual: bool) -> dict[str, Any]:
     """The constants that cut a batch of n × n matrices of ``dtype`` into programs.
 
     Raises:
@@ -173,7 +174,7 @@ def launch(
     out: Tensor,
     notes: Sequence[Tensor],
     numbers: Sequence[Tensor],
-    constants: dict[str, object],
+    constants: dict[str, Any],
 ) -> None:
     """Run a kernel on a batch of shape (batch, n, n).
 
@@ -205,5 +206,7 @@ def launch(
 def _source(A: Tensor) -> tuple[Tensor, int, int, int]:
     """The memory of A as reals, a lazy conjugation left off, and its strides in reals."""
     if not A.is_complex():
-        return A, *A.stride()
-    return torch.view_as_real(A.conj() if A.is_conj() else A), *(2 * s for s in A.stride())
+        matrix, row, column = A.stride()
+        return A, matrix, row, column
+    matrix, row, column = (2 * s for s in A.stride())
+    return torch.view_as_real(A.conj() if A.is_conj() else A), matrix, row, column

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -96,6 +97,7 @@ def _accepted(residual, norm, numbers, n):
 
 
 @triton.jit(do_not_specialize=["count"])  # a batch of another size is no reason to compile again
+@no_type_check  # the tuples grow while Triton unrolls the loops
 def _kernel(
     A,
     a_matrix,
@@ -198,6 +200,7 @@ def _kernel(
         stays = tl.where(taken, 0, 1) * (kept & (distance < float("inf")) & (passes < PASSES)).to(tl.int32)
         open_ = open_ & ((stage > 0) | (ended & (stays > 0)))
 
+    norm = frobenius(X[0], COMPLEX)  # as scaled: what is accepted has to do with no unit of A
     result = X[1] if DUAL else X[0]
     if ROOT:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
@@ -205,7 +208,7 @@ def _kernel(
     store(out + (matrix * n * n + i * n + j) * PARTS, result, mask, COMPLEX)
     if not DUAL:
         held = index < count
-        accepted = kept & _accepted(residual, frobenius(result, COMPLEX), numbers, n)
+        accepted = kept & _accepted(residual, norm, numbers, n)
         tl.store(passes_out + index, passes, mask=held)
         tl.store(residual_out + index, residual, mask=held)
         tl.store(accepted_out + index, accepted, mask=held)
@@ -291,7 +294,7 @@ def composition_frechet(A: Tensor, E: Tensor, table: Table, out: Tensor) -> None
     launch(_kernel, A, E, out, [table.numbers] * 5, [table.numbers], options(table, A, dual=True))
 
 
-def options(table: Table, A: Tensor, dual: bool) -> dict[str, object]:
+def options(table: Table, A: Tensor, dual: bool) -> dict[str, Any]:
     """The constants that the kernel is compiled for."""
     return {
         "ROOT": table.root,

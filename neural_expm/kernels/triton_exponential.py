@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -74,6 +75,7 @@ def _norm(X, COMPLEX: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["count"])  # a batch of another size is no reason to compile again
+@no_type_check  # the tuples grow while Triton unrolls the loops
 def _kernel(
     A,
     a_matrix,
@@ -224,7 +226,7 @@ def exponential_frechet(A: Tensor, E: Tensor, table: Table, out: Tensor) -> None
     launch(_kernel, A, E, out, [table.radii] * 3, table.arrays, options(table, A, dual=True))
 
 
-def options(table: Table, A: Tensor, dual: bool) -> dict[str, object]:
+def options(table: Table, A: Tensor, dual: bool) -> dict[str, Any]:
     """The constants that the kernel is compiled for."""
     return {
         "RUNGS": table.radii.shape[0],

@@ -154,7 +154,7 @@ def _composition(function: str) -> Operator:
         lambda parameters, dtype, device: triton_composition.table(
             StageRules(*parameters), function == "sqrtm", dtype, device
         ),
-        lambda A, table, out: vars(triton_composition.composition(A, table, out)).values(),
+        lambda A, table, out: tuple(vars(triton_composition.composition(A, table, out)).values()),
         triton_composition.composition_frechet,
     )
 

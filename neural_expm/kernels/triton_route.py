@@ -15,10 +15,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .compiled import CHECK, DTYPES, readable
 from .rules import Rules, numbers
@@ -34,6 +34,23 @@ LEAST_N = {"expm": 2, "sign": 1, "sqrtm": 1}
 BOUNDS = 64.0
 
 Key = tuple[str, int, torch.dtype, torch.device, Rules]
+
+
+class Computing(Protocol):
+    """What is asked of a network."""
+
+    @property
+    def function(self) -> str:
+        """Of ``LEAST_N``."""
+
+    def rules(self, dtype: torch.dtype) -> Rules | None:
+        """The network as plain numbers for a real dtype; None where the kernels must not answer."""
+
+    def run(self, A: Tensor, trust: bool = False) -> tuple[Tensor, Any]:
+        """The values and the outcome."""
+
+    def run_frechet(self, A: Tensor, E: Tensor, outcome: Any, /) -> Tensor:
+        """L(A, E) for an outcome, None to trust every matrix."""
 
 
 class Kernel:
@@ -83,12 +100,8 @@ def wanted() -> bool:
     return os.environ.get("NEURAL_EXPM_TRITON", "0") == "1"
 
 
-def find(A: Tensor, network: nn.Module) -> Kernel | None:
-    """The kernel for a batch of shape (batch, n, n), if there is one.
-
-    Args:
-        network: has ``function``, ``rules(dtype)`` (None where the kernels must not answer), ``run``, ``run_frechet``.
-    """
+def find(A: Tensor, network: Computing) -> Kernel | None:
+    """The kernel for a batch of shape (batch, n, n), if there is one."""
     if A.device.type not in DEVICES:
         return None
     if (answer := _answer.get()) is not None:
@@ -98,7 +111,7 @@ def find(A: Tensor, network: nn.Module) -> Kernel | None:
     return lookup(network, A.shape[-1], A.dtype, A.device)
 
 
-def lookup(network: nn.Module, n: int, dtype: torch.dtype, device: torch.device) -> Kernel | None:
+def lookup(network: Computing, n: int, dtype: torch.dtype, device: torch.device) -> Kernel | None:
     """:func:`find` for any batch of such matrices."""
     if not wanted() or not LEAST_N[network.function] <= n <= LARGEST_N or dtype not in DTYPES:
         return None
@@ -113,7 +126,7 @@ def lookup(network: nn.Module, n: int, dtype: torch.dtype, device: torch.device)
     return _kernels[key]
 
 
-def _check(key: Key, network: nn.Module) -> None:
+def _check(key: Key, network: Computing) -> None:
     try:
         kernel = _kernels[key] = Kernel(key)
         error, allowed = discrepancy(kernel, network)
@@ -123,7 +136,7 @@ def _check(key: Key, network: nn.Module) -> None:
         _give_up(key, error)
 
 
-def discrepancy(kernel: Kernel, network: nn.Module) -> tuple[float, float]:
+def discrepancy(kernel: Kernel, network: Computing) -> tuple[float, float]:
     """Largest relative difference from the eager kernel over a small batch with a fixed seed, and what is allowed.
 
     The difference is infinite where a matrix that is well inside was refused, or the kernel did not answer.
@@ -199,11 +212,11 @@ class Traced:
     """What a tracer sees of a network: an operator where a Triton kernel answers, elsewhere plain torch operations.
 
     Args:
-        network: as for :func:`find`.
+        network: that the kernel stands in for.
         program: the function in plain torch operations.
     """
 
-    def __init__(self, network: nn.Module, program: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, network: Computing, program: Callable[[Tensor], Tensor]) -> None:
         self.network, self.program = network, program
         rules = {dtype: network.rules(dtype.to_real()) for dtype in DTYPES}
         self.numbers = {dtype: numbers(known) for dtype, known in rules.items() if known is not None}

@@ -4,7 +4,8 @@ A small residual ‖S² − I‖ alone proves nothing: an eigenvalue may have cr
 proved here instead:
 
 1. offline, Re p_t(z) > 0 for Re z > 0, |z| ≤ R_t (``certificate.half_plane_radius``);
-2. at run time the spectral radius stays below R_t, shown by ‖X_t²‖^{1/2} or sharper, so no eigenvalue has crossed;
+2. at run time the spectral radius stays below R_t, shown by ‖X_t²‖^{1/2} or sharper, so no eigenvalue has crossed; a
+   matrix that loses this is given up at once;
 3. at the end η = ‖X_T² − I‖ < 1.  Then sign(X_T) = sign(A), X_T sign(A) = (X_T²)^{1/2}, and
    ‖X_T − sign(A)‖ ≤ (1 − √(1 − η))‖sign(A)‖ (DESIGN section 4).
 
@@ -24,19 +25,23 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
-from ..kernels import triton_route
-from ..kernels.composition import Algebra, Stage, sign_pass, sqrt_pass
+from ..kernels import compiled, triton_route
+from ..kernels.compiled_composition import Passes
+from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.rules import StageRules
-from ..kernels.symbolic import CompositionProgram
+from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
 from .pretrained import Pretrained
 
+# The stages of a pass, their R_t where the spectrum may be complex, and the scale that the first stage wants.
+Kind = tuple[list[Stage], list[float] | None, float]
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
-# The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
+# The residual at which a result is taken, in units of n·eps·max(1, ‖X‖²), X scaled: rounding alone leaves about one.
 ACCEPTED = 16.0
-LARGEST_RESIDUAL = 1e-3  # so that the bound of any accepted matrix is below the one in the manifest
+# Share of the matrices of a chunk that must be done before the others are moved together.
+WORTH_MOVING = 1 / 8
 
 
 @dataclass
@@ -47,9 +52,9 @@ class Outcome:
     passes: Tensor
     hermitian: Tensor
     residual: Tensor
-    products: Tensor
-    reason: Tensor | None = None
+    products_per_pass: tuple[int, int]  # of a general matrix, and of a Hermitian one
     kernel: str = "eager"
+    reason: Tensor | None = None
     details: dict[str, Tensor] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Tensor]:
@@ -58,12 +63,17 @@ class Outcome:
             eta = self.residual.double().clamp(max=1.0)
             # 1 − √(1 − η) without cancellation
             bound = eta / (1 + torch.sqrt(1 - eta))
+            general, hermitian = self.products_per_pass
             self.details = {
                 "bound": bound,
-                "products": self.products,
-                "squarings": torch.zeros_like(self.products),
+                "products": self.passes * torch.where(self.hermitian, hermitian, general),
+                "squarings": torch.zeros_like(self.passes),
             }
         return self.details
+
+    def computed(self) -> Tensor:
+        """The passes of the matrices that the network answers for, 0 for the others."""
+        return self.passes if self.reason is None else torch.where(self.reason == 0, self.passes, 0)
 
 
 class _Composition(Pretrained, nn.Module):
@@ -72,6 +82,7 @@ class _Composition(Pretrained, nn.Module):
     family = "equivariant"
     function: str
     products_per_stage = 3
+    certified_at_run_time = True  # what is refused may be taken after a step of Newton's iteration
 
     def __init__(
         self,
@@ -83,6 +94,7 @@ class _Composition(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self._program: triton_route.Traced | None = None
+        self._native: tuple[tuple[Kind, Kind], Passes] | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
@@ -113,6 +125,11 @@ class _Composition(Pretrained, nn.Module):
         rows = (self.hermitian if hermitian else self.general).detach().tolist()
         return [(a, b, c) for a, b, c in rows], None if hermitian else self.config["general_radii"]
 
+    def _products(self) -> tuple[int, int]:
+        """Matrix products of a pass of a general and of a Hermitian matrix: the stages, and one for the residual."""
+        general, hermitian = (len(self._stages(structure)[0]) for structure in (False, True))
+        return self.products_per_stage * general + 1, self.products_per_stage * hermitian + 1
+
     def rules(self, dtype: torch.dtype) -> StageRules:
         """The composition as plain numbers; the same for every dtype."""
         return StageRules(
@@ -125,13 +142,13 @@ class _Composition(Pretrained, nn.Module):
             largest=LARGEST_RESIDUAL,
         )
 
-    def _count(self, hermitian: bool, passes: Tensor) -> Tensor:
-        """Matrix products of some passes: those of the stages, and one for the residual."""
-        return passes * (self.products_per_stage * len(self._stages(hermitian)[0]) + 1)
-
     @abstractmethod
+    def _radius(self, hermitian: bool) -> float:
+        """The spectral radius of A/c that the first stage wants."""
+
     def _scale(self, A: Tensor, hermitian: bool) -> Tensor:
         """1/c for each matrix, such that the spectrum of A/c fits the first stage."""
+        return self._radius(hermitian) / _spectral_bound(A)
 
     def _start(self, algebra: Algebra, A: Tensor, E: Tensor | None, scale: Tensor) -> Tensor:
         """The scaled chunk, as a value or as a pair with its direction, in the layout."""
@@ -144,20 +161,22 @@ class _Composition(Pretrained, nn.Module):
         return X
 
     @abstractmethod
-    def _pass(self, algebra, state, stages, radii):
-        """See the module: what differs between sign and the square root."""
+    def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
+        """The state that the stages act on, from the scaled chunk."""
 
     @abstractmethod
     def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
         """X² of the current state."""
 
     @abstractmethod
-    def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
-        """See the module: what differs between sign and the square root."""
+    def _advance(
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
+    ) -> tuple[Tensor, ...]:
+        """The state after a stage, given W = X² and W²; uses up its arguments."""
 
     @abstractmethod
-    def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
-        """See the module: what differs between sign and the square root."""
+    def _growth(self, scale: Tensor) -> Tensor:
+        """By how much the scaled function must be multiplied to be f(A)."""
 
     # --- values ----------------------------------------------------------------------------------------------------
 
@@ -170,122 +189,155 @@ class _Composition(Pretrained, nn.Module):
 
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
-            trust: report no failures.
+            trust: check no certificate and report no failures.
+
+        Returns:
+            f(A), unset for the matrices that failed, and the outcome.
         """
-        batch, real = A.shape[0], A.real.dtype if A.is_complex() else A.dtype
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
-        if (fused := self._run_triton(A, trust, out)) is not None:
-            return out, fused
+        if (answered := self._run_triton(A, out)) is not None:
+            outcome, failed = answered
+        elif (kernel := compiled.find(A, self.function)) is not None:
+            outcome, failed = self._run_compiled(kernel, A, trust, out)
+        else:
+            outcome, failed = self._run_eager(A, trust, out)
+        if failed is not None and not trust and bool(failed.any()):
+            rows = torch.nonzero(failed)[:, 0]
+            finite = torch.isfinite(A[rows]).flatten(1).all(1)
+            outcome.reason = torch.full(failed.shape, int(Reason.INSIDE), dtype=torch.uint8, device=A.device)
+            code = torch.where(finite, int(Reason.NO_CERTIFICATE), int(Reason.NOT_FINITE))
+            outcome.reason[rows] = code.to(torch.uint8)
+        return out, outcome
+
+    def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
+        """The residual at which a result is taken; ``size`` is ‖X‖² of the scaled X: no unit of A matters."""
+        eps = torch.finfo(size.dtype).eps
+        return (ACCEPTED * A.shape[-1] * eps * size.clamp_min(1.0)).clamp_max(LARGEST_RESIDUAL)
+
+    def _passes(self) -> Passes:
+        """The stages for the compiled kernels, made anew after weights were loaded."""
+        general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
+        if self._native is None or self._native[0] != (general, hermitian):
+            self._native = (general, hermitian), Passes(general, hermitian, self.config["passes"])
+        return self._native[1]
+
+    def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
+        """Without a word to the host."""
+        kernel = triton_route.find(A, self)
+        notes = None if kernel is None else kernel.value(A, out)
+        if notes is None:
+            return None
+        passes, residual, accepted, scale, hermitian = notes
+        outcome = Outcome(scale, passes.long(), hermitian, residual, self._products(), "triton")
+        return outcome, ~accepted
+
+    def _run_compiled(
+        self, kernel: Any, A: Tensor, trust: bool, out: Tensor
+    ) -> tuple[Outcome, Tensor | None]:
+        accepted = ACCEPTED * A.shape[-1] * torch.finfo(A.dtype).eps
+        record = kernel.value(A, self._passes(), accepted, LARGEST_RESIDUAL, trust, out)
+        outcome = Outcome(
+            record.scale, record.passes, record.hermitian, record.residual, self._products(), kernel.name
+        )
+        return outcome, record.failed if record.any_failed else None
+
+    def _run_eager(self, A: Tensor, trust: bool, out: Tensor) -> tuple[Outcome, Tensor | None]:
+        batch, real = A.shape[0], A.dtype.to_real()
         hermitian = (A.mH == A).flatten(1).all(1)
         outcome = Outcome(
             scale=torch.ones(batch, dtype=real, device=A.device),
             passes=torch.zeros(batch, dtype=torch.int64, device=A.device),
             hermitian=hermitian,
             residual=torch.full((batch,), torch.inf, dtype=real, device=A.device),
-            products=torch.zeros(batch, dtype=torch.int64, device=A.device),
+            products_per_pass=self._products(),
         )
-        kept = torch.ones(batch, dtype=torch.bool, device=A.device)
+        failed = torch.ones(batch, dtype=torch.bool, device=A.device)
         for structure in (True, False):
             rows = torch.nonzero(hermitian == structure)[:, 0]
-            if rows.numel():
-                self._run_rows(A, rows if rows.numel() < batch else None, structure, out, outcome, kept)
-        size = torch.linalg.vector_norm(out, dim=(-2, -1)).square().clamp_min(1.0)
-        accepted = self._accepted(A, size)
-        if not trust:
-            outcome.reason = self._reason(A, kept & (outcome.residual <= accepted))
-        return out, outcome
+            if not rows.numel():
+                continue
+            algebra = Algebra(layout_for(A.shape[-1], rows.shape[0]), dual=False)
+            for at, _ in chunks(A, rows):
+                self._run_chunk(algebra, A, at, structure, trust, out, outcome, failed)
+        return outcome, failed
 
-    def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> Outcome | None:
-        """Under ``trust`` without a word to the host."""
-        kernel = triton_route.find(A, self)
-        notes = None if kernel is None else kernel.value(A, out)
-        if notes is None:
-            return None
-        passes, residual, accepted, scale, hermitian = notes
-        passes = passes.long()
-        products = torch.where(hermitian, self._count(True, passes), self._count(False, passes))
-        reason = None if trust else self._reason(A, accepted)
-        return Outcome(scale, passes, hermitian, residual, products, reason, "triton")
-
-    @staticmethod
-    def _reason(A: Tensor, accepted: Tensor) -> Tensor | None:
-        if bool(accepted.all()):
-            return None
-        finite = torch.isfinite(A).flatten(1).all(1)
-        code = torch.where(finite, int(Reason.NO_CERTIFICATE), int(Reason.NOT_FINITE))
-        return torch.where(accepted, int(Reason.INSIDE), code).to(torch.uint8)
-
-    def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
-        eps = torch.finfo(size.dtype).eps
-        return (ACCEPTED * A.shape[-1] * eps * size).clamp_max(LARGEST_RESIDUAL)
-
-    def _run_rows(self, A, rows, structure, out, outcome, kept) -> None:
-        layout = layout_for(A.shape[-1], A.shape[0] if rows is None else rows.shape[0])
-        algebra = Algebra(layout, dual=False)
-        for at, _ in chunks(A, rows):
-            chunk = take(A, at)
-            scale = self._scale(chunk, structure)
-            state = self._state(algebra, self._start(algebra, chunk, None, scale))
-            passes = torch.zeros(chunk.shape[0], dtype=torch.int64, device=A.device)
-            good = torch.ones(chunk.shape[0], dtype=torch.bool, device=A.device)
-            residual = torch.full_like(scale, torch.inf)
-            open_ = torch.arange(chunk.shape[0], device=A.device)
-            for _ in range(self.config["passes"]):
-                moved, fine = self._pass(algebra, self._pick(algebra, state, open_), *self._stages(structure))
-                eta = algebra.distance(self._square(algebra, moved))
-                self._place(algebra, state, open_, moved)
-                passes[open_] += 1
-                residual[open_] = eta
-                if fine is not None:
-                    good[open_] &= fine
-                size = (
-                    torch.linalg.vector_norm(layout.matrices(moved[0]), dim=(-2, -1)).square().clamp_min(1.0)
-                )
-                open_ = open_[~(eta <= self._accepted(A, size)) & good[open_] & torch.isfinite(eta)]
-                if not open_.numel():
-                    break
-            put(out, at, self._unscale(layout.matrices(state[0]), scale))
-            outcome.scale[at], outcome.passes[at], outcome.residual[at], kept[at] = (
-                scale,
-                passes,
-                residual,
-                good,
-            )
-            outcome.products[at] = self._count(structure, passes)
-
-    @staticmethod
-    def _pick(algebra: Algebra, state: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        axis = -1 if algebra.layout.dims == (0, 1) else -3
-        whole = rows.numel() == state[0].shape[axis]
-        return tuple(X.clone() if whole else X.index_select(axis, rows) for X in state)
-
-    @staticmethod
-    def _place(algebra: Algebra, state: tuple[Tensor, ...], rows: Tensor, moved: tuple[Tensor, ...]) -> None:
-        axis = -1 if algebra.layout.dims == (0, 1) else -3
-        for X, Y in zip(state, moved, strict=True):
-            X.index_copy_(X.ndim + axis, rows, Y)
+    def _run_chunk(self, algebra, A, rows, structure, trust, out, outcome, failed) -> None:
+        """Send some rows through the stages; what is done, or has lost its certificate, leaves on the way."""
+        stages, radii = self._stages(structure)
+        most = self.config["passes"]
+        chunk = take(A, rows)
+        scale = outcome.scale[rows] = self._scale(chunk, structure)
+        state = self._state(algebra, self._start(algebra, chunk, None, scale))
+        leaving, gone = torch.zeros(rows.shape[0], dtype=torch.bool, device=A.device), 0
+        for step in range(most * len(stages) + 1):
+            W, (passes, t) = self._square(algebra, state), divmod(step, len(stages))
+            if passes and not t:
+                eta = algebra.distance(W)
+                size = algebra.norms(state[0]).square()
+                accepted = eta <= self._accepted(A, size)
+                more = ~accepted & torch.isfinite(eta) & (passes < most)
+                done = torch.nonzero(~(more | leaving))[:, 0]
+                leaving = leaving | ~more
+                if done.numel():
+                    at, growth = rows[done], self._growth(outcome.scale[rows[done]])
+                    outcome.passes[at], outcome.residual[at] = passes, eta[done]
+                    failed[at] = ~accepted[done]
+                    X = algebra.select(state[0], done)
+                    put(out, at, algebra.layout.matrices(X) * growth[:, None, None].to(X.dtype))
+                    algebra.release(X)
+                gone = int(leaving.sum())
+                if gone == leaving.numel():
+                    algebra.release(*state, W)
+                    return
+            square = algebra.multiply(W, W)
+            lost = algebra.beyond(W, square, radii[t]) if radii is not None and not trust else None
+            if lost is not None:
+                leaving[lost] = True
+                gone = int(leaving.sum())
+            if gone >= WORTH_MOVING * leaving.numel() or (gone and not t):
+                stay = torch.nonzero(~leaving)[:, 0]
+                rows, leaving, gone = rows[stay], leaving[stay], 0
+                moved = (*state, W, square)
+                *rest, W, square = (algebra.select(X, stay) for X in moved)
+                state = tuple(rest)
+                algebra.release(*moved)
+                if not rows.numel():
+                    return
+            state = self._advance(algebra, state, W, square, stages[t])
 
     # --- derivatives -----------------------------------------------------------------------------------------------
 
     def run_frechet(self, A: Tensor, E: Tensor, outcome: Outcome | None) -> Tensor:
-        """L(A, E), by the same passes applied to the pair (A, E).  No outcome: every matrix is trusted."""
+        """L(A, E) by the same passes applied to the pair (A, E); unset for the matrices that failed.
+
+        No outcome: every matrix is trusted.
+        """
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out
         outcome = outcome or self.outcome(A, trust=True)
+        taken = outcome.computed()
+        kernel = compiled.find(A, self.function)
+        if kernel is not None and compiled.readable(E):
+            kernel.frechet(A, E, self._passes(), outcome.hermitian, taken, outcome.scale, out)
+            return out
         for structure in (True, False):
+            stages, _ = self._stages(structure)
             for passes in range(1, self.config["passes"] + 1):
-                rows = torch.nonzero((outcome.hermitian == structure) & (outcome.passes == passes))[:, 0]
+                rows = torch.nonzero((outcome.hermitian == structure) & (taken == passes))[:, 0]
                 if not rows.numel():
                     continue
                 algebra = Algebra(layout_for(A.shape[-1], rows.shape[0]), dual=True)
                 for at, _count in chunks(A, rows):
                     scale = outcome.scale[at]
                     state = self._state(algebra, self._start(algebra, take(A, at), take(E, at), scale))
-                    for _ in range(passes):
-                        state, _kept = self._pass(algebra, state, self._stages(structure)[0], None)
-                    put(out, at, self._unscale(algebra.layout.matrices(state[0][1]), scale))
+                    for stage in stages * passes:
+                        W = self._square(algebra, state)
+                        state = self._advance(algebra, state, W, algebra.multiply(W, W), stage)
+                    growth = self._growth(scale)[:, None, None].to(A.dtype)
+                    put(out, at, algebra.layout.matrices(state[0][1]) * growth)
+                    algebra.release(*state)
         return out
 
     def forward(self, A: Tensor) -> Tensor:
@@ -320,21 +372,22 @@ class EquivariantSign(_Composition):
 
     function = "sign"
 
-    def _scale(self, A: Tensor, hermitian: bool) -> Tensor:
-        return (1.0 if hermitian else self.config["general_scale"]) / _spectral_bound(A)
+    def _radius(self, hermitian: bool) -> float:
+        return 1.0 if hermitian else self.config["general_scale"]
 
     def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
         return (X,)
 
-    def _pass(self, algebra, state, stages, radii):
-        X, kept = sign_pass(algebra, state[0], stages, radii)
-        return (X,), kept
-
     def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
         return algebra.multiply(state[0], state[0])
 
-    def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
-        return X
+    def _advance(
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
+    ) -> tuple[Tensor, ...]:
+        return (sign_stage(algebra, state[0], W, square, stage),)
+
+    def _growth(self, scale: Tensor) -> Tensor:
+        return torch.ones_like(scale)
 
 
 class EquivariantSquareRoot(_Composition):
@@ -346,23 +399,24 @@ class EquivariantSquareRoot(_Composition):
     function = "sqrtm"
     products_per_stage = 4
 
-    def _scale(self, A: Tensor, hermitian: bool) -> Tensor:
+    def _radius(self, hermitian: bool) -> float:
         # W = A/c² needs the square of the spectral radius that X = W^{1/2} needs.
-        radius = 1.0 if hermitian else self.config["general_scale"]
-        return radius**2 / _spectral_bound(A)
+        return 1.0 if hermitian else self.config["general_scale"] ** 2
 
     def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
         Z = torch.zeros_like(X)
         algebra.layout.add_identity(algebra.value(Z), 1.0)
         return X, Z
 
-    def _pass(self, algebra, state, stages, radii):
-        Y, Z, kept = sqrt_pass(algebra, *state, stages, radii)
-        return (Y, Z), kept
-
     def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
         return algebra.multiply(state[1], state[0])
 
-    def _unscale(self, X: Tensor, scale: Tensor) -> Tensor:
+    def _advance(
+        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
+    ) -> tuple[Tensor, ...]:
+        Y, Z = state
+        return root_stage(algebra, Y, Z, W, square, stage)
+
+    def _growth(self, scale: Tensor) -> Tensor:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
-        return X / scale.sqrt()[:, None, None].to(X.dtype)
+        return scale.rsqrt()

@@ -38,6 +38,12 @@ class EquivariantTransformer(nn.Module):
     """
 
     family = "equivariant"
+    scores: Tensor
+    values: Tensor
+    readout: Tensor
+    scores_low: Tensor
+    values_low: Tensor
+    readout_low: Tensor
 
     def __init__(self, products: int) -> None:
         super().__init__()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +15,20 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager, single, triton_route
+from ..kernels import compiled, eager, triton_route
+from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 from .pretrained import Pretrained
+from .protocols import Network
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
+# Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
 SQUARE_FIRST_N = 16
 # For one matrix a call costs as much as a small product: below this n the Frobenius norm has to do.
 SINGLE_SHARPER_N = 64
-# Up to this n the Frobenius norm alone is the guide: at most 2‖A‖₂, and the sharper bound costs more than a product.
-FROBENIUS_N = 4
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
 
@@ -68,9 +70,9 @@ class Plan:
     def by_group(self) -> list[tuple[Rung, Tensor | None]]:
         """The rows of each rung."""
         if self.groups is None:
-            rungs = self.ladder.rungs
-            used = [level for level in self.levels.unique().tolist() if level < len(rungs)]
-            self.groups = [(rungs[level], torch.nonzero(self.levels == level)[:, 0]) for level in used]
+            rungs, levels = self.ladder.rungs, self.by_row()
+            used = [level for level in levels.unique().tolist() if level < len(rungs)]
+            self.groups = [(rungs[level], torch.nonzero(levels == level)[:, 0]) for level in used]
         return self.groups
 
     def by_row(self) -> Tensor:
@@ -91,7 +93,10 @@ class TieredPlan(Plan):
     tiers: list[dict[str, Any]] = field(default_factory=list)
     got: tuple[Tensor, ...] = ()
 
-    kernel = "triton"
+    @property
+    def kernel(self) -> str:
+        """Which kernel computed."""
+        return "triton"
 
     def describe(self) -> dict[str, Tensor]:
         """As :meth:`Plan.describe`."""
@@ -128,9 +133,9 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
-        self.config = {"tiers": tiers, "max_squarings": max_squarings}
+        self.config: dict[str, Any] = {"tiers": tiers, "max_squarings": max_squarings}
         self.rtol = rtol
-        self.tiers = nn.ModuleList(EquivariantTransformer(tier["products"]) for tier in tiers)
+        self.tiers = _module_list(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: triton_route.Traced | None = None
         self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
         self._plain: dict[torch.dtype, tuple[list[Tensor], LadderRules]] = {}
@@ -181,41 +186,40 @@ class EquivariantExponential(Pretrained, nn.Module):
             trust: never call a matrix outside: what no rung serves gets the last one.
         """
         count, n = A.shape[:2]
-        square_first = SQUARE_FIRST_N if count > 1 else SINGLE_SHARPER_N
-        squares = torch.bmm(A, A) if n >= square_first and count else None
         norm = frobenius_norm(A)
         if count == 1:
-            level = self._level_of_one(A, float(norm), squares)
-            if level < len(self.ladder.rungs):
-                return Plan(
-                    [(self.ladder.rungs[level], None)], None, self.ladder, count, A.device, squares=squares
-                )
+            return self._plan_of_one(A, norm, trust)
+        squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
         low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
-        if n > FROBENIUS_N or not high <= self.radius:
-            norm = norm_bound(A)
-            low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
+        if not high <= self.radius:  # or NaN: let the sharper bound decide who is outside
+            levels = self.ladder.levels(norm := norm_bound(A))
+        elif squares is None:
+            first, last = self.ladder.level(low), self.ladder.level(high)
+            if self.ladder.one_group(first, last, count, n):
+                return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
+            levels = self.ladder.levels_inside(norm)
+        else:
+            levels = self.ladder.levels_inside(norm)
         if squares is not None:
-            return self._grouped(self._sharper_levels(A, squares, norm), norm, n, squares, trust)
-        first, last = self.ladder.level(low), self.ladder.level(high)
-        if first == last < len(self.ladder.rungs):
-            return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
-        return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
+            root = frobenius_norm(squares).sqrt()
+            levels = torch.minimum(levels, self.ladder.majorant_levels(root, norm))
+        return self._grouped(levels, norm, n, squares, trust)
 
-    def _level_of_one(self, A: Tensor, frobenius: float, squares: Tensor | None) -> int:
-        """The level of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
+    def _plan_of_one(self, A: Tensor, norm: Tensor, trust: bool) -> Plan:
+        """The plan of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
+        frobenius, n = float(norm), A.shape[-1]
+        squares = torch.bmm(A, A) if n >= SINGLE_SHARPER_N else None
         level = self.ladder.level(frobenius)
         if squares is not None:
             root = math.sqrt(float(torch.linalg.vector_norm(squares)))
             if frobenius <= MAJORANT_RATIO * root:
                 level = min(level, bisect_left(self.ladder.majorant_radii, root))
-        if level == len(self.ladder.rungs) or (level and A.shape[-1] >= SINGLE_SHARPER_N):
-            level = min(level, self.ladder.level(float(norm_bound(A))))
-        return level
-
-    def _sharper_levels(self, A: Tensor, squares: Tensor, norm: Tensor) -> Tensor:
-        frobenius = frobenius_norm(A)
-        root = frobenius_norm(squares).sqrt()
-        return torch.minimum(self.ladder.levels(norm), self.ladder.majorant_levels(root, frobenius))
+        if level == len(self.ladder.rungs) or (level and n >= SINGLE_SHARPER_N):
+            norm = norm_bound(A)
+            level = min(level, self.ladder.level(float(norm)))
+        if level == len(self.ladder.rungs):
+            return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
+        return Plan([(self.ladder.rungs[level], None)], None, self.ladder, 1, A.device, squares=squares)
 
     def _grouped(self, levels: Tensor, norm: Tensor, n: int, squares: Tensor | None, trust: bool) -> Plan:
         rungs = self.ladder.rungs
@@ -240,12 +244,12 @@ class EquivariantExponential(Pretrained, nn.Module):
         return Plan(groups, None, self.ladder, norm.shape[0], norm.device, reason, squares)
 
     def outcome(self, A: Tensor, trust: bool = False) -> Plan:
-        """What :meth:`run` would report, nothing computed."""
+        """What :meth:`run` would report; nothing is computed, except by the Triton kernel, which knows no half way."""
+        if triton_route.find(A, self) is not None:
+            return self.run(A, trust)[1]
         kernel = compiled.find(A)
         if kernel is not None:
             return self._run_compiled(kernel, A, trust, None)
-        if triton_route.find(A, self) is not None:
-            return self.run(A, trust)[1]
         plan = self.plan(A, trust)
         plan.squares = None
         return plan
@@ -259,24 +263,18 @@ class EquivariantExponential(Pretrained, nn.Module):
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        if (tiered := self._run_triton(A, trust, out)) is not None:
+            return out, tiered
         kernel = compiled.find(A)
         if kernel is not None:
             return out, self._run_compiled(kernel, A, trust, out)
-        if (tiered := self._run_triton(A, trust, out)) is not None:
-            return out, tiered
         plan = self.plan(A, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            if A.shape[0] == 1:
-                square = None if plan.squares is None else plan.squares.squeeze(0)
-                single.exponential(
-                    A.squeeze(0), weights, tier.identity, rung.squarings, out.squeeze(0), square
-                )
-            else:
-                eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+            eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None
         return out, plan
 
@@ -297,8 +295,10 @@ class EquivariantExponential(Pretrained, nn.Module):
             levels = levels.clamp_max(last)
         elif bool((levels > last).any()):
             reason = self._reason(A, levels)
-        common = None, levels, self.ladder, A.shape[0], A.device, reason
-        return TieredPlan(*common, tiers=self.config["tiers"], got=tuple(got))
+        count, device = A.shape[0], A.device
+        return TieredPlan(
+            None, levels, self.ladder, count, device, reason, tiers=self.config["tiers"], got=tuple(got)
+        )
 
     def _reason(self, A: Tensor, levels: Tensor) -> Tensor:
         rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
@@ -316,7 +316,10 @@ class EquivariantExponential(Pretrained, nn.Module):
                 (flat[rung.tier], self.tiers[rung.tier].identity, rung.squarings)
                 for rung in self.ladder.rungs
             ]
-            known = flat, compiled.Rungs(torch.tensor(self.ladder.radii, dtype=dtype), networks)
+            radii, majorants = (
+                torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
+            )
+            known = flat, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
             self._native[dtype] = known
         return known[1]
 
@@ -366,32 +369,47 @@ class EquivariantExponential(Pretrained, nn.Module):
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            if A.shape[0] == 1:
-                one = (X.squeeze(0) for X in (A, E))
-                single.exponential_frechet(*one, weights, tier.identity, rung.squarings, out.squeeze(0))
-            else:
-                eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+            eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> triton_route.Traced:
         """For tracing: the deepest tier and all squarings as plain numbers, or the Triton kernel as an operator."""
         if self._program is None:
-            rung = self.ladder.rungs[-1]
-            tier = self.tiers[rung.tier]
-            heads = tuple(
-                (tuple(tier.scores[h, : h + 1].tolist()), tuple(tier.values[h, : h + 1].tolist()))
-                for h in range(tier.products)
-            )
-            radius = self.ladder.radius / 2**rung.squarings
-            program = ExponentialProgram(heads, tuple(tier.readout.tolist()), radius, rung.squarings)
-            self._program = triton_route.Traced(self, program)
+            self._program = triton_route.Traced(self, self.program_within(self.radius))
         return self._program
+
+    def program_within(self, radius: float) -> ExponentialProgram:
+        """The cheapest rung that reaches ``radius`` as plain numbers; it answers NaN beyond the radius of the rung.
+
+        Raises:
+            InputError: no rung reaches so far.
+        """
+        level = self.ladder.level(radius)
+        if level == len(self.ladder.rungs):
+            raise InputError(f"expm: no rung reaches radius {radius:g}; the largest is {self.radius:g}")
+        rung = self.ladder.rungs[level]
+        tier = self.tiers[rung.tier]
+        heads = [
+            (tuple(tier.scores[h, : h + 1].tolist()), tuple(tier.values[h, : h + 1].tolist()))
+            for h in range(tier.products)
+        ]
+        *readout, last = tier.readout.tolist()
+        # The last token bears its own weight: one of 1 − 1e-10 is taken for 1 by optimisers of ONNX graphs.
+        scores, values = heads[-1]
+        heads[-1] = tuple(last * score for score in scores), values
+        unscaled = rung.radius / 2**rung.squarings
+        return ExponentialProgram(tuple(heads), (*readout, 1.0), unscaled, rung.squarings)
 
     def forward(self, A: Tensor) -> Tensor:
         """exp(A), shape (*, n, n)."""
         if torch.compiler.is_compiling():
             return self.program()(A)
         return matrix_function(A, Trusted(self))
+
+
+def _module_list(tiers: Iterable[EquivariantTransformer]) -> Sequence[EquivariantTransformer]:
+    """An ``nn.ModuleList``, which does not tell a type checker what it holds."""
+    return cast("Sequence[EquivariantTransformer]", nn.ModuleList(tiers))
 
 
 def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantExponential:
@@ -413,24 +431,26 @@ def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantEx
     tiers.sort(key=lambda pair: (pair[0]["radius"], pair[0]["products"]))
     squarings = max(network.config["max_squarings"] for network in networks)
     result = EquivariantExponential([config for config, _ in tiers], squarings, rtol)
-    result.tiers = nn.ModuleList(tier for _, tier in tiers)
+    result.tiers = _module_list(tier for _, tier in tiers)
     return result.eval().requires_grad_(False)
 
 
 class Trusted:
     """Evaluator of a network that takes every matrix for inside."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
 
     def value(self, A: Tensor) -> Tensor:
         if not A.numel():
             return A.clone()
-        return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
+        with full_precision(A):
+            return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
-        return self.network.run_frechet(flat, E.reshape(flat.shape), None).reshape(A.shape)
+        with full_precision(A):
+            return self.network.run_frechet(flat, E.reshape(flat.shape), None).reshape(A.shape)
 
     def renewed(self) -> Trusted:
         return self

@@ -6,15 +6,17 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 # Cost model behind merging small groups, nanoseconds on one CPU core; only the ratios matter.  A group costs its torch
-# calls (GROUP) whatever its size; a product costs PRODUCT + FLOP·n³ a matrix.  Measured by benchmarks/layouts.py.
-GROUP_NS = 250_000.0
-PRODUCT_NS = 20.0
-FLOP_NS = 0.1
+# calls (GROUP) whatever its size; a product, with the sums before it, PRODUCT + FLOP·n³ a matrix; taking a matrix out
+# of the batch and putting it back GATHER + ENTRY·n², unless the group is the whole batch.
+GROUP_NS = 80_000.0
+PRODUCT_NS, FLOP_NS = 6.0, 0.1
+GATHER_NS, ENTRY_NS = 10.0, 0.7
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ DERIVATIVE_FACTOR = 32.0
 def after_squaring(epsilon: float, squarings: int) -> float:
     """(1 + ε)^{2^s} − 1, without cancellation."""
     return math.expm1(2**squarings * math.log1p(epsilon))
+
+
+@lru_cache(maxsize=64)
+def _tensor(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 class Ladder:
@@ -108,14 +115,29 @@ class Ladder:
 
     def levels(self, norm: Tensor) -> Tensor:
         """:meth:`level` for each entry of a real tensor."""
-        radii = torch.tensor(self.radii, dtype=norm.dtype, device=norm.device)
-        return torch.where(norm.isnan(), len(self.rungs), torch.bucketize(norm, radii, out_int32=True))
+        return torch.where(norm.isnan(), len(self.rungs), self.levels_inside(norm))
+
+    def levels_inside(self, norm: Tensor) -> Tensor:
+        """:meth:`levels` where no norm is NaN."""
+        return torch.bucketize(norm, _tensor(tuple(self.radii), norm.dtype, norm.device), out_int32=True)
 
     def majorant_levels(self, root: Tensor, norm: Tensor) -> Tensor:
         """The first rung for β = ``root`` under the majorant bound; ``len(rungs)`` where ‖A‖ is too far above β."""
-        radii = torch.tensor(self.majorant_radii, dtype=root.dtype, device=root.device)
+        radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)
         usable = norm <= MAJORANT_RATIO * root
-        return torch.where(usable, torch.bucketize(root, radii), len(self.rungs))
+        return torch.where(usable, torch.bucketize(root, radii, out_int32=True), len(self.rungs))
+
+    def one_group(self, first: int, last: int, count: int, n: int) -> bool:
+        """Whether ``count`` matrices of levels ``first`` to ``last`` are not worth telling apart (see :meth:`group`).
+
+        False for a ``last`` beyond the rungs.
+        """
+        if first == last < len(self.rungs):
+            return True
+        if last == len(self.rungs) or self.rungs[first].squarings < self.rungs[last].squarings - 1:
+            return False
+        saved = (self.rungs[last].cost - self.rungs[first].cost) * (PRODUCT_NS + FLOP_NS * n**3)
+        return count * saved <= GROUP_NS
 
     def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
@@ -128,8 +150,10 @@ class Ladder:
         Returns:
             (first, last) levels of each group, to be computed at the last one's rung.
         """
-        per_product = PRODUCT_NS + FLOP_NS * n**3
+        per_product, gather = PRODUCT_NS + FLOP_NS * n**3, GATHER_NS + ENTRY_NS * n**2
         used = [level for level, count in enumerate(counts) if count]
+        if not used:
+            return []
         best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first k used levels, start of the last group
         for k in range(1, len(used) + 1):
             rung = self.rungs[used[k - 1]]
@@ -138,7 +162,8 @@ class Ladder:
                 if self.rungs[used[j]].squarings < rung.squarings - 1:
                     continue  # each squaring too many costs a matrix half a digit
                 matrices = sum(counts[level] for level in used[j:k])
-                options.append((best[j][0] + GROUP_NS + matrices * rung.cost * per_product, j))
+                work = rung.cost * per_product + (gather if k - j < len(used) else 0.0)
+                options.append((best[j][0] + GROUP_NS + matrices * work, j))
             best.append(min(options))
         groups, k = [], len(used)
         while k:

@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "equivariant": (f"{_PACKAGE}.equivariant:main", "fit and certify an equivariant network"),
     "composition": (f"{_PACKAGE}.composition:main", "make the sign and square root compositions"),
     "relu": (f"{_PACKAGE}.relu:main", "build and train ReLU networks"),
-    "export": (f"{_PACKAGE}.export:main", "write a ReLU checkpoint as C99, ONNX or a numpy runner"),
+    "export": (
+        f"{_PACKAGE}.export:main",
+        "write a ReLU checkpoint as C99, ONNX or numpy, an equivariant one as ONNX",
+    ),
     "publish": (f"{_PACKAGE}.publish:publish", "upload checkpoints to a Hub"),
     "pull": (f"{_PACKAGE}.publish:pull", "fetch checkpoints from a Hub into the local cache"),
     "list": (f"{_PACKAGE}.publish:list_checkpoints", "list the checkpoints of the manifest"),

@@ -73,7 +73,8 @@ def rounding_error(network: EquivariantTransformer, radius: float, dtype: torch.
 def _extended_exp(A: np.ndarray) -> np.ndarray:
     """Exp in numpy's long double by Taylor with scaling: the reference for float64 rounding."""
     X = A.astype(np.longdouble) / 64
-    term = total = np.broadcast_to(np.eye(A.shape[-1], dtype=np.longdouble), A.shape)
+    term: np.ndarray = np.broadcast_to(np.eye(A.shape[-1], dtype=np.longdouble), A.shape)
+    total = term
     for k in range(1, 24):
         term = term @ X / k
         total = total + term

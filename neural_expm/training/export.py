@@ -1,4 +1,4 @@
-"""Write a ReLU checkpoint for other runtimes: C99, ONNX, or numpy.
+"""Write a checkpoint for other runtimes: a ReLU network as C99, ONNX or numpy, an equivariant network as ONNX.
 
 ``python -m neural_expm.training export NAME --format onnx|c|numpy``.
 """
@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .. import checkpoints, manifest
 from ..errors import InputError
+from ..networks.protocols import Traceable
 from ..networks.relu import TrainedReLUNet
 from .export_c import constant_bytes, scratch_bytes, write_c
 from .export_numpy import write_numpy
 from .export_onnx import write_onnx
 from .export_program import program_of
+from .export_traced import write_traced_onnx
 
 WRITERS = {"onnx": write_onnx, "c": write_c, "numpy": write_numpy}
 
@@ -35,19 +38,46 @@ def find_network(name: str) -> tuple[nn.Module, str]:
     return checkpoints.load_record(manifest.find(name)), name
 
 
-def export(name: str, kind: str, folder: Path, weights: str = "float32") -> list[Path]:
+def export(
+    name: str,
+    kind: str,
+    folder: Path,
+    weights: str = "float32",
+    *,
+    dtype: str | None = None,
+    n: int | None = None,
+    radius: float | None = None,
+) -> list[Path]:
     """Write checkpoint `name` as `kind` ("onnx", "c", "numpy") into `folder`; returns the files.
 
     Args:
-        name: a shipped checkpoint of the relu family, or the path of a ``.safetensors`` file.
+        name: a shipped checkpoint of the relu or equivariant family, or the path of a ``.safetensors`` file.
         kind: the format.
         folder: made if missing.
-        weights: "float32" as stored, or "int8" with one scale a row (trained networks).
+        weights: "float32" as stored, or "int8" with one scale a row (trained ReLU networks).
+        dtype: equivariant: "float32" or "float64"; None for float64 where that is the checkpoint's, else float32.
+        n: equivariant: fix the size; None for any n ≥ 2.
+        radius: equivariant expm: the largest ‖A‖₂ to serve; None for all that the network does.
 
     Raises:
-        InputError: another family, int8 for a constructed network, too large, or onnx is not installed.
+        InputError: another family, an option that does not apply, too large, or onnx is not installed.
     """
     network, label = find_network(name)
+    if isinstance(network, Traceable):
+        if kind != "onnx" or weights != "float32":
+            raise InputError(
+                f"{name!r} is an equivariant network, which is exported as ONNX with its own weights only: "
+                "use --format onnx and leave out --weights"
+            )
+        record = getattr(network, "checkpoint", None)
+        double = dtype == "float64" or (dtype is None and record is not None and record.dtype == "float64")
+        folder.mkdir(parents=True, exist_ok=True)
+        real = torch.float64 if double else torch.float32
+        return write_traced_onnx(network, label, folder, real, n, radius)
+    if (dtype, n, radius) != (None, None, None):
+        raise InputError(
+            f"{name!r} is no equivariant network: its dtype and n are its own; leave out --dtype, --n and --radius"
+        )
     if weights == "int8":
         if not isinstance(network, TrainedReLUNet):
             raise InputError(f"{name!r} with int8 weights would lose its proof: leave out --weights int8")
@@ -63,11 +93,26 @@ def export(name: str, kind: str, folder: Path, weights: str = "float32") -> list
 def main(argv: list[str]) -> int:
     """The command line; `argv` without the program's name."""
     parser = argparse.ArgumentParser(prog="python -m neural_expm.training export", description=__doc__)
-    parser.add_argument("name", help="a checkpoint of the relu family, or the path of a .safetensors file")
+    parser.add_argument(
+        "name", help="a checkpoint of the relu or equivariant family, or the path of a .safetensors file"
+    )
     parser.add_argument("--format", choices=sorted(WRITERS), required=True)
     parser.add_argument("--out", type=Path, default=Path(), help="folder to write into (default: here)")
     parser.add_argument("--weights", choices=["float32", "int8"], default="float32")
+    equivariant = parser.add_argument_group("equivariant networks")
+    equivariant.add_argument("--dtype", choices=["float32", "float64"], help="default: the checkpoint's")
+    equivariant.add_argument("--n", type=int, help="fix the size (default: any n from 2)")
+    equivariant.add_argument("--radius", type=float, help="expm: largest ‖A‖₂ to serve, in fewer products")
     options = parser.parse_args(argv)
-    for path in export(options.name, options.format, options.out, options.weights):
+    files = export(
+        options.name,
+        options.format,
+        options.out,
+        options.weights,
+        dtype=options.dtype,
+        n=options.n,
+        radius=options.radius,
+    )
+    for path in files:
         print(path)
     return 0

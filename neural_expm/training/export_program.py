@@ -96,7 +96,7 @@ def program_of(network: nn.Module, name: str) -> Program:
         )
     else:
         raise InputError(
-            f"{name!r} is a {type(network).__name__}: only the relu family is exported here; "
+            f"{name!r} is a {type(network).__name__}: only the relu family and the equivariant one are exported; "
             "use torch.export on the loaded network for the others"
         )
     weights = sum(layer.count for layer in program.layers)

@@ -9,6 +9,7 @@ Taylor coefficients in fixed-point integers (the Jacobian stays in float64: a st
 from __future__ import annotations
 
 import math
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -31,6 +32,10 @@ def split(theta, products: int):
     return heads, theta[..., start:]
 
 
+@overload
+def evaluate(theta: Tensor, z: Tensor, products: int, derivative: Literal[False]) -> tuple[Tensor, None]: ...
+@overload
+def evaluate(theta: Tensor, z: Tensor, products: int, derivative: Literal[True]) -> tuple[Tensor, Tensor]: ...
 def evaluate(theta: Tensor, z: Tensor, products: int, derivative: bool) -> tuple[Tensor, Tensor | None]:
     """p(z) of each weight vector at each point, and ∂p/∂θ.
 

@@ -1,0 +1,271 @@
+// exp and its Fréchet derivative, one n × n matrix after the other, for the sizes between batched.cpp and a BLAS.
+//
+// A row lies in whole registers, the last one padded with zeros, so that no entry is shuffled and a matrix may have its
+// own depth and squarings.  A product keeps a block of rows × registers in registers and runs over k once.
+
+#include "polynomial.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int P = (N + W - 1) / W;  // registers of a row
+
+struct Rows {
+  static constexpr int TOKEN = N * P;
+
+  // Entry (i, k) in all lanes, read as a scalar: the compiler broadcasts it as it loads.
+  static num broadcast(const num* X, int i, int k) {
+    const real* entry = reinterpret_cast<const real*>(X + i * P) + (PARTS == 2 ? k / W * 2 * W + k % W : k);
+#if COMPLEX
+    return {all_lanes(entry[0]), all_lanes(entry[W])};
+#else
+    return all_lanes(entry[0]);
+#endif
+  }
+
+  // A block holds as many registers as leave room for its operands, in rows of equal height.
+#if defined(__AVX512F__)
+  static constexpr int HELD = 24 / PARTS, WIDEST = 4 / PARTS;
+#else
+  static constexpr int HELD = 10 / PARTS, WIDEST = 2 / PARTS;
+#endif
+  static constexpr int WIDTH = P < WIDEST ? P : WIDEST;
+  static constexpr int HIGHEST = HELD / WIDTH < N ? HELD / WIDTH : N;
+  static constexpr int BANDS = (N + HIGHEST - 1) / HIGHEST, HEIGHT = (N + BANDS - 1) / BANDS;
+
+  template <int R, int C, bool ADD>
+  static void block(const num* X, const num* Y, num* Z, int i, int j) {
+    num sum[R][C];
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) sum[r][c] = ADD ? Z[(i + r) * P + j + c] : num{};
+    for (int k = 0; k < N; ++k) {
+      num y[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) y[c] = Y[k * P + j + c];
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r) {
+        const num x = broadcast(X, i + r, k);
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) multiply_add(sum[r][c], x, y[c]);
+      }
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) Z[(i + r) * P + j + c] = sum[r][c];
+  }
+
+  // Columns outside, rows inside: the registers of Y that a column of blocks needs stay in the first-level cache.
+  template <int C, bool ADD>
+  static void column(const num* X, const num* Y, num* Z, int j) {
+    int i = 0;
+    for (; i + HEIGHT <= N; i += HEIGHT) block<HEIGHT, C, ADD>(X, Y, Z, i, j);
+    if constexpr (N % HEIGHT != 0) block<N % HEIGHT, C, ADD>(X, Y, Z, i, j);
+  }
+
+  template <bool ADD>
+  static void multiply(const num* X, const num* Y, num* Z) {
+    int j = 0;
+    for (; j + WIDTH <= P; j += WIDTH) column<WIDTH, ADD>(X, Y, Z, j);
+    if constexpr (P % WIDTH != 0) column<P % WIDTH, ADD>(X, Y, Z, j);
+  }
+
+  template <int MEMBERS>
+  static void product(const num* X, const num* Y, num* Z) {
+    multiply<false>(X, Y, Z);
+    if constexpr (MEMBERS == 2) {
+      multiply<false>(X + TOKEN, Y, Z + TOKEN);
+      multiply<true>(X, Y + TOKEN, Z + TOKEN);
+    }
+  }
+
+  static real& part(num* X, int i, int j, int p) {
+    return reinterpret_cast<real*>(X + i * P + j / W)[p * W + j % W];
+  }
+
+  static void add_identity(num* X, real weight) {
+    for (int i = 0; i < N; ++i) part(X, i, i, 0) += weight;
+  }
+
+  static constexpr int LAST = N - (P - 1) * W;  // entries in the last register of a row
+
+  static void load(const Source& A, int64_t at, real weight, num* X) {
+    const real* matrix = A.data + at * A.matrix;
+    if (A.column == PARTS)
+      for (int i = 0; i < N; ++i) {
+        for (int b = 0; b < P - 1; ++b) X[i * P + b] = read<W>(matrix + i * A.row + b * W * PARTS);
+        X[i * P + P - 1] = read<LAST>(matrix + i * A.row + (P - 1) * W * PARTS);
+      }
+    else if (A.row == PARTS)
+      load_columns(matrix, A.column, X);
+    else
+      for (int i = 0; i < N; ++i) {
+        X[i * P + P - 1] = num{};
+        for (int j = 0; j < N; ++j)
+          for (int p = 0; p < PARTS; ++p) part(X, i, j, p) = matrix[i * A.row + j * A.column + p];
+      }
+    if (weight != 1) scale(X, weight);
+#if COMPLEX
+    if (A.conjugate)
+      for (int e = 0; e < TOKEN; ++e) X[e].im = -X[e].im;
+#endif
+  }
+
+  // From a matrix whose columns lie in one piece, as those of a transposed view do: square blocks, turned in registers.
+  static void load_columns(const real* matrix, int64_t stride, num* X) {
+    for (int b = 0; b < P; ++b) {
+      for (int i = 0; i + W <= N; i += W) load_turned<W>(matrix, stride, i, b, X);
+      if constexpr (N % W != 0) load_turned<N % W>(matrix, stride, N - N % W, b, X);
+    }
+  }
+
+  template <int COUNT>
+  static void load_turned(const real* matrix, int64_t stride, int i, int b, num* X) {
+    num block[W] = {};
+    const real* from = matrix + b * W * stride + i * PARTS;
+    for (int l = 0; l < (b < P - 1 ? W : LAST); ++l) block[l] = read<COUNT>(from + l * stride);
+    turn(block);
+    for (int l = 0; l < COUNT; ++l) X[(i + l) * P + b] = block[l];
+  }
+
+  static void store(const num* X, int64_t at, real* out) {
+    real* row = out + at * REALS;
+    for (int i = 0; i < N; ++i, row += N * PARTS) {
+      for (int b = 0; b < P - 1; ++b) write<W>(X[i * P + b], row + b * W * PARTS);
+      write<LAST>(X[i * P + P - 1], row + (P - 1) * W * PARTS);
+    }
+  }
+
+  // COUNT reals that lie in one piece, then zeros.  A masked load where there is one: a piece copied into a register of
+  // zeros would wait for its way through memory.
+  template <int COUNT>
+  static vec piece(const real* from) {
+#if defined(__AVX512F__)
+    if constexpr (COUNT < W && sizeof(real) == 4)
+      return vec(_mm512_maskz_loadu_ps(__mmask16((1u << COUNT) - 1), reinterpret_cast<const float*>(from)));
+    if constexpr (COUNT < W && sizeof(real) == 8)
+      return vec(_mm512_maskz_loadu_pd(__mmask8((1u << COUNT) - 1), reinterpret_cast<const double*>(from)));
+#endif
+    vec x = {};
+    std::memcpy(&x, from, COUNT * sizeof(real));
+    return x;
+  }
+
+  // COUNT entries, from and to a register.
+#if COMPLEX
+  template <std::size_t... L>
+  static num split(vec a, vec b, std::index_sequence<L...>) {
+    return {__builtin_shufflevector(a, b, (2 * L)...), __builtin_shufflevector(a, b, (2 * L + 1)...)};
+  }
+  template <int FIRST, std::size_t... L>
+  static vec mixed(const num& x, std::index_sequence<L...>) {
+    return __builtin_shufflevector(x.re, x.im, (FIRST + L / 2 + (L % 2) * W)...);
+  }
+  template <int COUNT>
+  static num read(const real* from) {
+    constexpr int LOW = 2 * COUNT < W ? 2 * COUNT : W, HIGH = 2 * COUNT - LOW;
+    vec high = {};
+    if constexpr (HIGH > 0) high = piece<HIGH>(from + W);
+    return split(piece<LOW>(from), high, std::make_index_sequence<W>());
+  }
+  template <int COUNT>
+  static void write(const num& x, real* to) {
+    const auto lanes = std::make_index_sequence<W>();
+    const vec halves[2] = {mixed<0>(x, lanes), mixed<W / 2>(x, lanes)};
+    std::memcpy(to, halves, COUNT * 2 * sizeof(real));
+  }
+  static void turn(num* x) {
+    vec re[W], im[W];
+    for (int l = 0; l < W; ++l) re[l] = x[l].re, im[l] = x[l].im;
+    transpose(re), transpose(im);
+    for (int l = 0; l < W; ++l) x[l] = {re[l], im[l]};
+  }
+#else
+  template <int COUNT>
+  static num read(const real* from) {
+    return piece<COUNT>(from);
+  }
+  template <int COUNT>
+  static void write(const num& x, real* to) { std::memcpy(to, &x, COUNT * sizeof(real)); }
+  static void turn(num* x) { transpose(x); }
+#endif
+
+  static void scale(num* X, real weight) {
+    for (int e = 0; e < TOKEN; ++e) X[e] = scaled(X[e], weight);
+  }
+
+  // ‖X‖_F; not finite where squares are out of range.
+  static real frobenius(const num* X) {
+    vec sum[4] = {};
+    for (int e = 0; e < TOKEN; ++e) sum[e % 4] += squared(X[e]);
+    const vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    real total = 0;
+    for (int l = 0; l < W; ++l) total += all[l];
+    return std::sqrt(total);
+  }
+};
+
+// What a ladder asks of a matrix: norm bound ≤ radii[r], or ‖A²‖_F^{1/2} ≤ majorants[r] while ‖A‖_F is at most `ratio`
+// times that (see certificate.py); `rungs` where no rung serves it.
+inline int first_rung(real norm, real root, const real* radii, const real* majorants, int rungs, real ratio) {
+  const bool usable = norm <= ratio * root;
+  for (int r = 0; r < rungs; ++r)
+    if (norm <= radii[r] || (usable && root <= majorants[r])) return r;
+  return rungs;
+}
+
+}  // namespace
+
+// --- the face: that of batched.cpp ---------------------------------------------------------------------------------------
+
+extern "C" {
+
+int neural_expm_value(const Source* A, int64_t count, const real* radii, const real* majorants, double ratio,
+                      int64_t rungs, const Network* nets, int64_t trust, uint8_t* level, real* out, int64_t threads) {
+  return guarded<1>(count, threads, [&](int64_t first, int64_t last) {
+    const Workspace workspace(room<Rows>(nets, rungs, 1));
+    num *stream = workspace.get(), *square = stream + Rows::TOKEN;
+    bool outside = false;
+    for (int64_t at = first; at < last; ++at) {
+      Rows::load(*A, at, 1, stream);
+      Rows::product<1>(stream, stream, square);
+      real norm = Rows::frobenius(stream);
+      if (!(norm <= radii[rungs - 1])) norm = careful_norm(*A, at);
+      int rung = first_rung(norm, std::sqrt(Rows::frobenius(square)), radii, majorants, int(rungs), real(ratio));
+      if (trust) rung = std::min(rung, int(rungs) - 1);
+      level[at] = uint8_t(rung);
+      outside |= rung == rungs;
+      if (!out || rung == rungs) continue;
+      const Network& net = nets[rung];
+      if (net.squarings) {
+        const real scale = scale_of(net);
+        Rows::scale(stream, scale);
+        Rows::scale(square, scale * scale);
+      }
+      Rows::store(evaluate<Rows, 1>(net, stream, true), at, out);
+    }
+    return int(outside);
+  });
+}
+
+int neural_expm_frechet(const Source* A, const Source* E, int64_t count, int64_t rungs, const Network* nets,
+                        const uint8_t* level, real* out, int64_t threads) {
+  return guarded<1>(count, threads, [&](int64_t first, int64_t last) {
+    const Workspace workspace(room<Rows>(nets, rungs, 2));
+    num* stream = workspace.get();
+    for (int64_t at = first; at < last; ++at) {
+      if (level[at] == rungs) continue;
+      const Network& net = nets[level[at]];
+      Rows::load(*A, at, scale_of(net), stream);
+      Rows::load(*E, at, scale_of(net), stream + Rows::TOKEN);
+      Rows::store(evaluate<Rows, 2>(net, stream, false), at, out);
+    }
+    return 0;
+  });
+}
+}

@@ -1,0 +1,135 @@
+"""A polynomial with its squarings as a list of torch calls with their tensors bound, replayed for chunk after chunk.
+
+On a chunk that fits the cache a torch call computes for a few microseconds, and making the views that it works on costs
+as much.  A tape makes them once for a (network, size, count); a thread keeps its last tapes, which share one piece of
+memory, because a thread replays one at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .layout import Call, TapeLayout, run
+
+KEPT = 16  # tapes of a thread
+KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
+
+
+def rows(X: Tensor) -> Tensor:
+    """The tokens as rows of a real matrix, without a copy."""
+    return (torch.view_as_real(X) if X.is_complex() else X).view(X.shape[0], -1)
+
+
+class Tape:
+    """p(A/2^s)^(2^s), or its Fréchet derivative beside it, for ``count`` matrices.
+
+    Args:
+        layout: of the tokens.
+        n, count: size and number of the matrices.
+        weights, identity, squarings: of the network, as for ``eager.exponential``.
+        members: 1 for the value; 2 for the value and its derivative, a leading dimension of every token.
+        memory: uninitialised, ``size(…)`` entries of the dtype.
+
+    Attributes:
+        first: where A/2^s goes, and its direction.
+        second: where A²/4^s goes, if A² is known.
+        result: the value, or the derivative, once :meth:`replay` is done.
+    """
+
+    def __init__(
+        self,
+        layout: TapeLayout,
+        n: int,
+        count: int,
+        weights: list[Tensor],
+        identity: float,
+        squarings: int,
+        members: int,
+        memory: Tensor,
+    ) -> None:
+        token = layout.shape(count, n, members)
+        buffers = memory[: (len(weights) + 3) * math.prod(token)].view(-1, *token)
+        stream, pair = buffers[:-2], buffers[-2:]
+        multiply = layout.product_of_pairs if members == 2 else layout.product
+        tokens = stream.unbind()
+        self.first = layout.parts(tokens[0]) if members == 2 else (tokens[0],)
+        self.second = tokens[1]
+        self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
+        self.calls: list[Call] = []
+        flat, pair_flat = rows(stream), rows(pair)
+        scores, values = pair.unbind()
+        for h, head in enumerate(weights[:-1], start=2):
+            self.calls.append(partial(torch.mm, head, flat[:h], out=pair_flat))
+            self.calls += multiply(scores, values, tokens[h])
+        self.calls.append(partial(torch.mm, weights[-1], flat, out=pair_flat[:1]))
+        value = layout.parts(scores)[0] if members == 2 else scores
+        self.calls.append(partial(layout.diagonal(value).add_, identity))
+        now, spare = scores, values
+        for _ in range(squarings):
+            self.calls += multiply(now, now, spare)
+            now, spare = spare, now
+        self.result = layout.parts(now)[1] if members == 2 else now
+
+    @staticmethod
+    def size(n: int, count: int, weights: list[Tensor], members: int) -> int:
+        """Entries of memory: the tokens, and the scores and values of a head."""
+        return (len(weights) + 3) * members * count * n * n
+
+    def replay(self, square_known: bool = False) -> None:
+        """Compute the result from :attr:`first` (and :attr:`second`)."""
+        if not square_known:
+            run(self.square)
+        run(self.calls)
+
+
+class _Kept(threading.local):
+    """The tapes and the memory of one thread."""
+
+    def __init__(self) -> None:
+        self.tapes: OrderedDict[tuple, tuple[Tape, list[Tensor]]] = OrderedDict()
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def tape_for(
+    A: Tensor, layout: TapeLayout, count: int, weights: list[Tensor], identity: float, squarings: int, members: int
+) -> Tape:
+    """A tape for ``count`` matrices like those of A, (batch, n, n); made anew where it is not kept.
+
+    Nothing is kept on a GPU, where two streams of one thread may run side by side.
+    """
+    n, size = A.shape[-1], Tape.size(A.shape[-1], count, weights, members)
+    make = partial(Tape, layout, n, count, weights, identity, squarings, members)
+    if A.device.type != "cpu" or type(A) is not Tensor or size * A.element_size() > KEPT_BYTES:
+        return make(A.new_empty(size))
+    # The tape keeps the list of weights alive, so that its id names no other one.
+    key = (A.dtype, layout, n, count, id(weights), squarings, members)
+    found = _kept.tapes.get(key)
+    if found is None:
+        # What is made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            _kept.tapes[key] = found = make(_memory(A.dtype, size)), weights
+        while len(_kept.tapes) > KEPT:
+            _kept.tapes.popitem(last=False)
+    _kept.tapes.move_to_end(key)
+    return found[0]
+
+
+def _memory(dtype: torch.dtype, size: int) -> Tensor:
+    """At least so many entries, shared by the tapes of this thread; those on a smaller piece are dropped with it."""
+    memory = _kept.memory.get(dtype)
+    if memory is None or memory.numel() < size:
+        for key in [key for key in _kept.tapes if key[0] == dtype]:
+            del _kept.tapes[key]
+        del memory  # given back before the larger piece is taken
+        _kept.memory.pop(dtype, None)
+        _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype)
+    return memory
