@@ -105,7 +105,9 @@ def test_cheap_tiers_retrain_to_the_stated_radius(dtype, products):
     assert config["radius"] == pytest.approx(record.certificate["tiers"][products - 1]["radius"], rel=0.01)
 
 
-def test_compositions_retrain_to_the_shipped_bytes(tmp_path):
+def test_compositions_retrain_to_the_shipped_weights(tmp_path):
+    from safetensors.torch import load_file
+
     from neural_expm.manifest import manifest_path
     from neural_expm.training import composition
 
@@ -114,4 +116,8 @@ def test_compositions_retrain_to_the_shipped_bytes(tmp_path):
     assert composition.main(["--out", str(tmp_path), "--manifest", str(manifest)]) == 0
     for function in ("sign", "sqrtm"):
         record = next(r for r in neural_expm.list_models(function) if r.family == "equivariant")
-        assert (tmp_path / record.file).read_bytes() == (record.root / record.file).read_bytes()
+        made, shipped = load_file(tmp_path / record.file), load_file(record.root / record.file)
+        assert made.keys() == shipped.keys()
+        for name in made:
+            # The exchange algorithm stops within roundings, which differ from processor to processor.
+            torch.testing.assert_close(made[name], shipped[name], rtol=1e-10, atol=1e-10)

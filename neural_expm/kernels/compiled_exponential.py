@@ -12,9 +12,8 @@ from . import eager
 from .calling import Library, checked
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
-# that is faster than batched GEMMs, and up to LARGEST_ALONE also for fewer matrices than there are threads
-# (benchmarks/scaling.py).
-ROW_BYTES, LARGEST_ALONE, LARGEST_N = 56, 64, 128
+# that is faster than batched GEMMs (benchmarks/scaling.py).
+ROW_BYTES, LARGEST_N = 56, 128
 
 
 class Network(ctypes.Structure):
@@ -63,7 +62,7 @@ class Kernel(Library):
 
     @staticmethod
     def worthwhile(n: int, count: int) -> bool:
-        return n <= (LARGEST_N if count >= torch.get_num_threads() else LARGEST_ALONE)
+        return n <= LARGEST_N
 
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)

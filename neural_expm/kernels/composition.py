@@ -32,6 +32,7 @@ class Algebra:
     def __init__(self, layout: Layout, dual: bool) -> None:
         self.layout, self.dual = layout, dual
         self._free: list[Tensor] = []
+        self._largest = 0
 
     def value(self, X: Tensor) -> Tensor:
         """The matrix part."""
@@ -43,11 +44,13 @@ class Algebra:
         if count is not None:
             shape[self.axis] = count
         size = math.prod(shape)
+        self._largest = max(self._largest, size)
         while self._free:
             buffer = self._free.pop()
             if buffer.numel() >= size:
                 return buffer[:size].view(shape)
-        return X.new_empty(size).view(shape)
+        # As large as any so far, so that it serves again however many matrices are left.
+        return X.new_empty(self._largest)[:size].view(shape)
 
     def release(self, *used: Tensor) -> None:
         """Take back what :meth:`like` gave."""
@@ -84,9 +87,11 @@ class Algebra:
 
     def distance(self, X: Tensor) -> Tensor:
         """‖X − I‖_F of each matrix."""
-        difference = self.value(X).clone()
-        self.layout.add_identity(difference, -1.0)
-        return torch.linalg.vector_norm(difference, dim=self.layout.dims)
+        difference = self.like(X).copy_(X)
+        self.layout.add_identity(self.value(difference), -1.0)
+        result = self.norms(difference)
+        self.release(difference)
+        return result
 
     def beyond(self, W: Tensor, square: Tensor, radius: float) -> Tensor | None:
         """The matrices whose spectral radius of W = X² is not provably at most radius²; None if it is soon clear that
@@ -102,15 +107,17 @@ class Algebra:
         if bool(good.all()):
             return None
         rows = torch.nonzero(~good)[:, 0]
-        shifted = self.layout.matrices(self.value(W)).index_select(0, rows)
-        shifted.diagonal(dim1=-2, dim2=-1).sub_(1.0)
-        good = 1.0 + torch.linalg.vector_norm(shifted, dim=(-2, -1)) <= limit
+        chosen = self.select(W, rows)
+        good = 1.0 + self.distance(chosen) <= limit
+        self.release(chosen)
         if bool(good.all()):
             return None
-        power = self.layout.matrices(self.value(square)).index_select(0, rows)
+        power = self.select(square, rows)
         for k in range(2, SHARPER + 1):
-            power = torch.bmm(power, power)
-            good |= torch.linalg.vector_norm(power, dim=(-2, -1)) <= limit ** (2**k)
+            lower, power = power, self.multiply(power, power)
+            self.release(lower)
+            good |= self.norms(power) <= limit ** (2**k)
+        self.release(power)
         return rows[~good]
 
 
