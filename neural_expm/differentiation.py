@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .kernels.reference import block_triangular
+
 
 class Evaluator(Protocol):
     """A matrix function on batches of shape (*, n, n)."""
@@ -100,9 +102,9 @@ class _FrechetRules(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, frechet(A.mH, H, ctx.evaluator), None
         # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
-        M = _block(A, E, A)
+        M = block_triangular(A, E, A)
         zero = torch.zeros_like(H)
-        gradient = frechet(M.mH, _block(zero, H, zero), ctx.evaluator.renewed())
+        gradient = frechet(M.mH, block_triangular(zero, H, zero), ctx.evaluator.renewed())
         return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], None
 
     @staticmethod
@@ -111,7 +113,9 @@ class _FrechetRules(torch.autograd.Function):
         n = A.shape[-1]
         dA = torch.zeros_like(A) if dA is None else dA
         dE = torch.zeros_like(E) if dE is None else dE
-        return frechet(_block(A, E, A), _block(dA, dE, dA), ctx.evaluator.renewed())[..., :n, n:]
+        return frechet(block_triangular(A, E, A), block_triangular(dA, dE, dA), ctx.evaluator.renewed())[
+            ..., :n, n:
+        ]
 
 
 class _Frechet(_FrechetRules):
@@ -138,8 +142,3 @@ class _TransformedFrechet(_FrechetRules):
     ) -> tuple[Tensor, int]:
         A, E = (_front(X, dim, info.batch_size) for X, dim in zip((A, E), in_dims[:2], strict=True))
         return frechet(A, E, evaluator.renewed()), 0
-
-
-def _block(A: Tensor, E: Tensor, B: Tensor) -> Tensor:
-    """[[A, E], [0, B]]."""
-    return torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), B], -1)], -2)

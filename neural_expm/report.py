@@ -25,7 +25,8 @@ class Report:
         bound: float64, relative error promised for the row, before rounding (certified: in the spectral norm for exp;
             in any norm for sign and sqrtm). 0 on the exact path, NaN where nothing is promised.
         products, squarings: matrix products of the network and squarings after it; 0 on the exact path.
-        kernel: ``"eager"`` (torch operations) or ``"compiled"`` (see ``kernels.available``): what computed the network.
+        kernel: what computed the network: ``"eager"`` (torch operations), ``"compiled"`` or ``"triton"`` (see
+            ``kernels.available``).
     """
 
     function: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import numpy as np
 import torch
@@ -34,6 +36,14 @@ def ginibre(
     A = torch.randn(count, n, n, dtype=dtype, generator=g)
     norm = torch.linalg.matrix_norm(A, 2)[:, None, None]
     return A / norm * radius * torch.rand(count, 1, 1, dtype=norm.dtype, generator=g)
+
+
+def with_roots(n: int, count: int, condition: float) -> tuple[Tensor, Tensor]:
+    """Positive definite float64 matrices of norm 1 and a condition number, and their square roots."""
+    Q = torch.linalg.qr(ginibre(n, count, seed=n))[0]
+    roots = torch.logspace(-0.5 * math.log10(condition), 0, n, dtype=torch.float64)
+    A, R = (Q * roots**2 @ Q.mT, Q * roots @ Q.mT)
+    return (A + A.mT) / 2, R
 
 
 def adversarial(n: int = 4) -> dict[str, Tensor]:

@@ -201,6 +201,17 @@ def test_sqrtm(n):
     assert cases.relative(R @ R, A).max() <= 1e-13
 
 
+def test_what_sqrtm_accepts_does_not_depend_on_the_unit_of_the_matrix():
+    # The first are well inside; rounding leaves the last a residual that only the exact algorithm mends.
+    A, truth = (torch.cat(X) for X in zip(*(cases.with_roots(4, 3, 10.0**k) for k in (1, 3, 8)), strict=True))
+    for unit in (1e-6, 1.0, 1e6):
+        R, report = neural_expm.sqrtm(unit * A, return_report=True)
+        assert report.inside.tolist() == [True] * 6 + [False] * 3
+        error = cases.relative(R / unit**0.5, truth)
+        assert error[:6].max() <= 1e-13
+        assert error[6:].max() <= 1e-11
+
+
 def test_the_certificate_of_sign_is_not_fooled_by_an_eigenvalue_that_crosses():
     # Eigenvalues near the imaginary axis leave the half-disc of convergence; a small residual would follow anyway.
     angle = torch.deg2rad(torch.arange(60.0, 89.9, 0.5, dtype=torch.float64))

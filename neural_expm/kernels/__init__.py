@@ -1,8 +1,9 @@
 """The arithmetic: ``reference`` defines what is right, the others are faster.
 
 ``eager`` runs anywhere that torch does; ``compiled`` is C++ for small matrices on a CPU.  A kernel that cannot be had
-is never an error: ``eager`` answers.  ``triton_exponential`` is for CUDA devices; it agrees with the reference in
-Triton's interpreter but has not met a GPU yet, so ``expm`` does not call it by itself.
+is never an error: ``eager`` answers.  The Triton kernels (``triton_exponential``, ``triton_composition``) are for CUDA
+devices.  They agree with the reference in Triton's interpreter and compile for a GPU, but have not been run on one
+yet, so they answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton_route``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ def _triton() -> str:
 
     import torch
 
+    from . import triton_route
+
     if find_spec("triton") is None:
         return "not installed; pip install neural-expm[triton]"
-    return "on request, not by expm itself" if torch.cuda.is_available() else "no CUDA device"
+    if not any(torch.cuda.is_available() or device == "cpu" for device in triton_route.DEVICES):
+        return "no CUDA device"
+    if not triton_route.wanted():
+        return "off, because it has not been run on a GPU yet; NEURAL_EXPM_TRITON=1 asks for it"
+    made = [
+        f"{function} n = {n} {str(dtype)[6:]} on {device} {state}"
+        for (function, n, dtype, device), state in sorted(triton_route.state().items(), key=str)
+    ]
+    return "; ".join(["asked for", *made])

@@ -121,7 +121,8 @@ class _Kernel(Library):
 
         Args:
             A: shape (batch, n, n), any strides.
-            accepted, largest: a matrix is done when its residual is at most ``accepted`` · max(1, ‖f‖²), ``largest``.
+            accepted, largest: a matrix is done when its residual is at most ``accepted`` · max(1, ‖X‖²), where X is the
+                value of the scaled matrix, and at most ``largest``; otherwise it fails.
             trust: every matrix is written, and none has failed.
             out: contiguous (batch, n, n); None to ask for the record alone.
         """

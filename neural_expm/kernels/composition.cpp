@@ -24,7 +24,8 @@ struct Pass {
   double scale;
 };
 
-// What ends the passes of a matrix: a residual of `accepted` · max(1, ‖X‖²), at most `largest`, or their number.
+// What ends the passes of a matrix: a residual of `accepted` · max(1, ‖X‖²), X as scaled, at most `largest`, or their
+// number.
 struct Rule {
   double accepted, largest;
   int64_t passes;
@@ -281,10 +282,10 @@ class Stream {
       if (!known) size = square_norm(state_.X), known = true;
       lane.stage = 0, ++lane.passes;
       const real eta = std::sqrt(apart[l]);
-      const bool more = !(eta <= tolerance(size[l])) && eta <= std::numeric_limits<real>::max();
+      const bool accepted = eta <= tolerance(size[l]);
+      const bool more = !accepted && eta <= std::numeric_limits<real>::max();
       if (more && lane.passes < rule_.passes) continue;
-      // The value's own size decides in the end; a square root has been scaled.
-      end(l, eta, eta <= tolerance(COUPLED ? size[l] / lane.scale : size[l]));
+      end(l, eta, accepted);
     }
   }
 

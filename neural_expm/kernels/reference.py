@@ -45,3 +45,8 @@ def square(X: Tensor, times: int) -> Tensor:
 def exponential(A: Tensor, heads: Sequence[Tensor], readout: Tensor, squarings: int) -> Tensor:
     """p(A/2^s)^(2^s): scaling, network, squaring (Higham, *Functions of Matrices*, algorithm 10.20)."""
     return square(polynomial(A * 2.0**-squarings, heads, readout), squarings)
+
+
+def block_triangular(A: Tensor, E: Tensor, B: Tensor) -> Tensor:
+    """[[A, E], [0, B]], shape (*, 2n, 2n): f of it with B = A holds L(A, E) in its upper right block (Mathias 1996)."""
+    return torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), B], -1)], -2)

@@ -3,14 +3,13 @@
 A program holds a block of matrices in registers.  It takes their norms, finds the depth and the squarings of each by
 the ladder, evaluates the network, squares by mask and writes; so that a launch can be captured in a CUDA graph.  The
 matrices of a block share the deepest tier that one of them needs (a deeper tier serves smaller norms too), each with
-its own squarings.  Complex matrices are pairs of real planes; a derivative is carried beside its value.
-
-Needs triton (``pip install neural-expm[triton]``); import this module only where it is.
+its own squarings.  A derivative is carried beside its value (``triton_arithmetic``, which needs triton).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, no_type_check
 
 import torch
@@ -18,52 +17,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST_N = 32
-# Matrices of a program, and warps, by the padded size, for real float32 values; wider numbers and pairs get fewer, so
-# that registers suffice (tests/test_triton.py compiles for a GPU and looks for spills).
-BLOCKS = {1: (128, 4), 2: (64, 4), 4: (32, 4), 8: (8, 4), 16: (1, 4), 32: (1, 8)}
-# From this padded size on a product is a dot of the hardware, in full precision; below, broadcasts and sums.
-DOT_SIZE = 16
+from .rules import LadderRules
+from .triton_arithmetic import (
+    add_real,
+    choose_pair,
+    frobenius,
+    launch,
+    load,
+    partition,
+    product,
+    scaled,
+    store,
+)
 
-# --- arithmetic on values (re,) or (re, im), and on pairs (value, derivative) -----------------------------------------
-
-
-@triton.jit
-def _mm(X, Y, DOT: tl.constexpr):
-    if DOT:
-        return tl.dot(X, Y, input_precision="ieee", out_dtype=X.dtype)
-    else:
-        return tl.sum(X[:, :, :, None] * Y[:, None, :, :], axis=2)
-
-
-@triton.jit
-def _multiply(X, Y, COMPLEX: tl.constexpr, DOT: tl.constexpr):
-    if COMPLEX:
-        return (
-            _mm(X[0], Y[0], DOT) - _mm(X[1], Y[1], DOT),
-            _mm(X[0], Y[1], DOT) + _mm(X[1], Y[0], DOT),
-        )
-    else:
-        return (_mm(X[0], Y[0], DOT),)
-
-
-@triton.jit
-def _add(X, Y, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        return (X[0] + Y[0], X[1] + Y[1])
-    else:
-        return (X[0] + Y[0],)
-
-
-@triton.jit
-def _product(X, Y, DUAL: tl.constexpr, COMPLEX: tl.constexpr, DOT: tl.constexpr):
-    value = _multiply(X[0], Y[0], COMPLEX, DOT)
-    if DUAL:
-        left = _multiply(X[1], Y[0], COMPLEX, DOT)
-        right = _multiply(X[0], Y[1], COMPLEX, DOT)
-        return (value, _add(left, right, COMPLEX))
-    else:
-        return (value,)
+# --- attention over tokens, each a value or a pair --------------------------------------------------------------------
 
 
 @triton.jit
@@ -91,52 +58,23 @@ def _combine(tokens, w, COUNT: tl.constexpr, DUAL: tl.constexpr, COMPLEX: tl.con
 
 
 @triton.jit
-def _scaled(X, scale, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        return (X[0] * scale, X[1] * scale)
-    else:
-        return (X[0] * scale,)
-
-
-@triton.jit
-def _choose(where, X, Y, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        return (tl.where(where, X[0], Y[0]), tl.where(where, X[1], Y[1]))
-    else:
-        return (tl.where(where, X[0], Y[0]),)
-
-
-@triton.jit
-def _load(data, offsets, mask, CONJUGATE: tl.constexpr, COMPLEX: tl.constexpr):
-    if COMPLEX:
-        im = tl.load(data + offsets + 1, mask=mask, other=0.0)
-        if CONJUGATE:
-            im = -im
-        return (tl.load(data + offsets, mask=mask, other=0.0), im)
-    else:
-        return (tl.load(data + offsets, mask=mask, other=0.0),)
-
-
-@triton.jit
 def _norm(X, COMPLEX: tl.constexpr):
     """min(√(‖A‖₁‖A‖_∞), ‖A‖_F); NaN where A has NaN."""
-    squared = X[0] * X[0]
     if COMPLEX:
-        squared += X[1] * X[1]
-        modulus = tl.sqrt(squared)
+        modulus = tl.sqrt(X[0] * X[0] + X[1] * X[1])
     else:
         modulus = tl.abs(X[0])
-    frobenius = tl.sqrt(tl.sum(tl.sum(squared, axis=2), axis=1))
+    guide = frobenius(X, COMPLEX)
     mixed = tl.sqrt(tl.max(tl.sum(modulus, axis=1), axis=1)) * tl.sqrt(
         tl.max(tl.sum(modulus, axis=2), axis=1)
     )
-    return tl.where(mixed < frobenius, mixed, frobenius)
+    return tl.where(mixed < guide, mixed, guide)
 
 
 # --- the kernel -------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # a batch of another size is no reason to compile again
 @no_type_check  # the tuples grow while Triton unrolls the loops
 def _kernel(
     A,
@@ -150,7 +88,7 @@ def _kernel(
     out,
     tier_out,
     squarings_out,
-    outside_out,
+    level_out,
     count,
     n,
     radii,
@@ -171,11 +109,12 @@ def _kernel(
 ):
     PARTS: tl.constexpr = 2 if COMPLEX else 1
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    i = tl.arange(0, SIZE)[None, :, None]
-    j = tl.arange(0, SIZE)[None, None, :]
+    # 64 bits, since strides of a batch that lies last are as long as the batch.
+    i = tl.arange(0, SIZE)[None, :, None].to(tl.int64)
+    j = tl.arange(0, SIZE)[None, None, :].to(tl.int64)
     matrix = index[:, None, None]
     mask = (matrix < count) & (i < n) & (j < n)
-    value = _load(A, matrix * a_matrix + i * a_row + j * a_column, mask, CONJUGATE_A, COMPLEX)
+    value = load(A, matrix * a_matrix + i * a_row + j * a_column, mask, CONJUGATE_A, COMPLEX)
 
     norm = _norm(value, COMPLEX)
     level = tl.zeros_like(norm).to(tl.int32)
@@ -187,23 +126,25 @@ def _kernel(
     radius = tl.load(tier_radii + tier)
     squarings = tl.zeros_like(level)
     reach = radius
+    scale = tl.zeros_like(norm) + 1.0  # halved, since the exp2 of a GPU is approximate
     for _ in tl.static_range(MAX_SQUARINGS):
         squarings += tl.where(norm <= reach, 0, 1)
+        scale = tl.where(norm <= reach, scale, 0.5 * scale)
         reach = reach * 2.0
-    scale = tl.exp2(-squarings.to(norm.dtype))[:, None, None]
+    scale = scale[:, None, None]
     deepest = tl.max(squarings, axis=0)
 
-    start = (_scaled(value, scale, COMPLEX),)
+    start = (scaled(value, scale, COMPLEX),)
     if DUAL:
-        direction = _load(E, matrix * e_matrix + i * e_row + j * e_column, mask, CONJUGATE_E, COMPLEX)
-        start = (start[0], _scaled(direction, scale, COMPLEX))
+        direction = load(E, matrix * e_matrix + i * e_row + j * e_column, mask, CONJUGATE_E, COMPLEX)
+        start = (start[0], scaled(direction, scale, COMPLEX))
     else:
         held = index < count
         tl.store(tier_out + index, tl.zeros_like(level) + tier, mask=held)
         tl.store(squarings_out + index, squarings, mask=held)
-        tl.store(outside_out + index, level == RUNGS, mask=held)
+        tl.store(level_out + index, level, mask=held)
 
-    square = _product(start, start, DUAL, COMPLEX, DOT)
+    square = product(start, start, DUAL, COMPLEX, DOT)
     target = out + (matrix * n * n + i * n + j) * PARTS
     w = weights
     for t in tl.static_range(len(PRODUCTS)):
@@ -213,29 +154,18 @@ def _kernel(
             for h in tl.static_range(2, PRODUCTS[t] + 1):
                 scores = _combine(tokens, at, h, DUAL, COMPLEX)
                 values = _combine(tokens, at + h, h, DUAL, COMPLEX)
-                tokens = tokens + (_product(scores, values, DUAL, COMPLEX, DOT),)  # noqa: RUF005 (no * in triton)
+                tokens = tokens + (product(scores, values, DUAL, COMPLEX, DOT),)  # noqa: RUF005 (no * in triton)
                 at += 2 * h
             X = _combine(tokens, at, PRODUCTS[t] + 1, DUAL, COMPLEX)
             identity = tl.where(i == j, tl.load(at + PRODUCTS[t] + 1), 0.0)
-            if COMPLEX:
-                now = (X[0][0] + identity, X[0][1])
-            else:
-                now = (X[0][0] + identity,)
             if DUAL:
-                X = (now, X[1])
+                X = (add_real(X[0], identity, COMPLEX), X[1])
             else:
-                X = (now,)
+                X = (add_real(X[0], identity, COMPLEX),)
             for k in range(deepest):
-                Y = _product(X, X, DUAL, COMPLEX, DOT)
-                again = (k < squarings)[:, None, None]
-                if DUAL:
-                    X = (_choose(again, Y[0], X[0], COMPLEX), _choose(again, Y[1], X[1], COMPLEX))
-                else:
-                    X = (_choose(again, Y[0], X[0], COMPLEX),)
-            result = X[1] if DUAL else X[0]
-            tl.store(target, result[0], mask=mask)
-            if COMPLEX:
-                tl.store(target + 1, result[1], mask=mask)
+                Y = product(X, X, DUAL, COMPLEX, DOT)
+                X = choose_pair((k < squarings)[:, None, None], Y, X, DUAL, COMPLEX)
+            store(target, X[1] if DUAL else X[0], mask, COMPLEX)
         w += PRODUCTS[t] * PRODUCTS[t] + 2 * PRODUCTS[t]
 
 
@@ -244,16 +174,7 @@ def _kernel(
 
 @dataclass(frozen=True)
 class Table:
-    """A ladder on a device, in the real dtype of the matrices.
-
-    Attributes:
-        radii, rung_tiers: of each rung.
-        tier_radii: of each tier.
-        weights: for each tier ``EquivariantTransformer.flat`` and then the read-out of I.
-        products: of each tier.
-        max_squarings: the domain ends at the last tier's radius times 2 to this power.
-        derivative_level: as in ``Ladder``.
-    """
+    """A ladder on a device, in the real dtype of the matrices; attributes as in :class:`LadderRules`."""
 
     radii: Tensor
     rung_tiers: Tensor
@@ -263,22 +184,20 @@ class Table:
     max_squarings: int
     derivative_level: int
 
-    @classmethod
-    def of(cls, network, dtype: torch.dtype, device: torch.device) -> Table:
-        """The table of an ``EquivariantExponential``."""
-        ladder, tiers = network.ladder, network.config["tiers"]
-        weights = []
-        for tier in network.tiers:
-            weights += [tier.flat(dtype), torch.tensor([tier.identity], dtype=dtype)]
-        return cls(
-            torch.tensor(ladder.radii, dtype=dtype, device=device),
-            torch.tensor([rung.tier for rung in ladder.rungs], dtype=torch.int32, device=device),
-            torch.tensor([tier["radius"] for tier in tiers], dtype=dtype, device=device),
-            torch.cat(weights).to(device),
-            tuple(tier["products"] for tier in tiers),
-            max(rung.squarings for rung in ladder.rungs),
-            ladder.derivative_level,
-        )
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """What the kernel reads, in its order."""
+        return self.radii, self.rung_tiers, self.tier_radii, self.weights
+
+
+@lru_cache(maxsize=64)
+def table(rules: LadderRules, dtype: torch.dtype, device: torch.device) -> Table:
+    """The table of a network, made once; ``dtype`` is that of the reals."""
+    numbers = dict(vars(rules))
+    for name in ("radii", "tier_radii", "weights"):
+        numbers[name] = torch.tensor(numbers[name], dtype=dtype, device=device)
+    numbers["rung_tiers"] = torch.tensor(rules.rung_tiers, dtype=torch.int32, device=device)
+    return Table(**numbers)
 
 
 def exponential(A: Tensor, table: Table, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,74 +209,29 @@ def exponential(A: Tensor, table: Table, out: Tensor) -> tuple[Tensor, Tensor, T
         out: contiguous (batch, n, n).
 
     Returns:
-        Tier and squarings of each matrix, (batch) int32; and whether it is beyond the ladder, (batch) bool: those are
-        computed with the last rung and promise nothing.
+        Tier and squarings of each matrix, (batch) int32; and the first rung that reaches its norm, (batch) uint8.  That
+        is the number of rungs for those beyond the ladder: they are computed with the last rung and promise nothing.
+
+    Raises:
+        ValueError: n is above 32.
     """
     tier = torch.empty(A.shape[0], dtype=torch.int32, device=A.device)
-    squarings = torch.empty_like(tier)
-    outside = torch.empty(A.shape[0], dtype=torch.bool, device=A.device)
-    _launch(A, A, table, out, (tier, squarings, outside), dual=False)
-    return tier, squarings, outside
+    squarings, level = torch.empty_like(tier), torch.empty_like(tier, dtype=torch.uint8)
+    launch(_kernel, A, A, out, (tier, squarings, level), table.arrays, options(table, A, dual=False))
+    return tier, squarings, level
 
 
 def exponential_frechet(A: Tensor, E: Tensor, table: Table, out: Tensor) -> None:
     """Out ← L(A, E); A, E and ``out`` as in :func:`exponential`."""
-    _launch(A, E, table, out, (out, out, out), dual=True)
+    launch(_kernel, A, E, out, [table.radii] * 3, table.arrays, options(table, A, dual=True))
 
 
-def _strides(A: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The memory of A as reals, a lazy conjugation left off, and its strides in reals."""
-    if not A.is_complex():
-        return A, A.stride()
-    return torch.view_as_real(A.conj() if A.is_conj() else A), tuple(2 * s for s in A.stride())
-
-
-def _launch(A: Tensor, E: Tensor, table: Table, out: Tensor, notes: tuple[Tensor, ...], dual: bool) -> None:
-    count, n = A.shape[0], A.shape[-1]
-    if not 1 <= n <= LARGEST_N:
-        raise ValueError(f"the Triton kernels serve n = 1 to {LARGEST_N}, got n = {n}; use the eager kernel")
-    if not count:
-        return
-    constants = options(table, n, A.is_complex(), dual, A.is_conj(), E.is_conj())
-    a, a_strides = _strides(A)
-    e, e_strides = _strides(E)
-    target = torch.view_as_real(out) if out.is_complex() else out
-    if dual:
-        notes = (target, target, target)
-    _kernel[(triton.cdiv(count, constants["BLOCK"]),)](
-        a,
-        *a_strides,
-        e,
-        *e_strides,
-        target,
-        *notes,
-        count,
-        n,
-        table.radii,
-        table.rung_tiers,
-        table.tier_radii,
-        table.weights,
-        **constants,
-        num_warps=BLOCKS[constants["SIZE"]][1],
-    )
-
-
-def options(
-    table: Table, n: int, is_complex: bool, dual: bool, a_conjugate: bool = False, e_conjugate: bool = False
-) -> dict[str, Any]:
-    """The constants that a kernel is compiled for."""
-    size = triton.next_power_of_2(n)
-    words = table.radii.element_size() // 4 * (1 + is_complex) * (1 + dual)
+def options(table: Table, A: Tensor, dual: bool) -> dict[str, Any]:
+    """The constants that the kernel is compiled for."""
     return {
         "RUNGS": table.radii.shape[0],
         "LEAST": table.derivative_level,
         "PRODUCTS": table.products,
         "MAX_SQUARINGS": table.max_squarings,
-        "CONJUGATE_A": a_conjugate,
-        "CONJUGATE_E": e_conjugate,
-        "DUAL": dual,
-        "COMPLEX": is_complex,
-        "BLOCK": max(1, BLOCKS[size][0] // words),
-        "SIZE": size,
-        "DOT": size >= DOT_SIZE,
+        **partition(A.shape[-1], A.dtype, dual),
     }

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
-from ..kernels import compiled
+from ..kernels import compiled, triton_route
 from ..kernels.compiled_composition import Passes
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
+from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
 from .pretrained import Pretrained
@@ -37,7 +38,7 @@ from .pretrained import Pretrained
 # The stages of a pass, their R_t where the spectrum may be complex, and the scale that the first stage wants.
 Kind = tuple[list[Stage], list[float] | None, float]
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
-# The residual at which a result is taken, in units of n·eps·‖X‖²: rounding alone leaves about one.
+# The residual at which a result is taken, in units of n·eps·max(1, ‖X‖²), X scaled: rounding alone leaves about one.
 ACCEPTED = 16.0
 # Share of the matrices of a chunk that must be done before the others are moved together.
 WORTH_MOVING = 1 / 8
@@ -92,7 +93,7 @@ class _Composition(Pretrained, nn.Module):
         passes: int,
     ) -> None:
         super().__init__()
-        self._program: CompositionProgram | None = None
+        self._program: triton_route.Traced | None = None
         self._native: tuple[tuple[Kind, Kind], Passes] | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
@@ -128,6 +129,18 @@ class _Composition(Pretrained, nn.Module):
         """Matrix products of a pass of a general and of a Hermitian matrix: the stages, and one for the residual."""
         general, hermitian = (len(self._stages(structure)[0]) for structure in (False, True))
         return self.products_per_stage * general + 1, self.products_per_stage * hermitian + 1
+
+    def rules(self, dtype: torch.dtype) -> StageRules:
+        """The composition as plain numbers; the same for every dtype."""
+        return StageRules(
+            hermitian=tuple(self.hermitian.detach().flatten().tolist()),
+            general=tuple(self.general.detach().flatten().tolist()),
+            radii=tuple(self.config["general_radii"]),
+            scale=self.config["general_scale"],
+            passes=self.config["passes"],
+            unit=ACCEPTED,
+            largest=LARGEST_RESIDUAL,
+        )
 
     @abstractmethod
     def _radius(self, hermitian: bool) -> float:
@@ -182,10 +195,12 @@ class _Composition(Pretrained, nn.Module):
             f(A), unset for the matrices that failed, and the outcome.
         """
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
-        kernel = compiled.find(A, self.function)
-        outcome, failed = (
-            self._run_eager(A, trust, out) if kernel is None else self._run_compiled(kernel, A, trust, out)
-        )
+        if (answered := self._run_triton(A, out)) is not None:
+            outcome, failed = answered
+        elif (kernel := compiled.find(A, self.function)) is not None:
+            outcome, failed = self._run_compiled(kernel, A, trust, out)
+        else:
+            outcome, failed = self._run_eager(A, trust, out)
         if failed is not None and not trust and bool(failed.any()):
             rows = torch.nonzero(failed)[:, 0]
             finite = torch.isfinite(A[rows]).flatten(1).all(1)
@@ -195,6 +210,7 @@ class _Composition(Pretrained, nn.Module):
         return out, outcome
 
     def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
+        """The residual at which a result is taken; ``size`` is ‖X‖² of the scaled X: no unit of A matters."""
         eps = torch.finfo(size.dtype).eps
         return (ACCEPTED * A.shape[-1] * eps * size.clamp_min(1.0)).clamp_max(LARGEST_RESIDUAL)
 
@@ -204,6 +220,16 @@ class _Composition(Pretrained, nn.Module):
         if self._native is None or self._native[0] != (general, hermitian):
             self._native = (general, hermitian), Passes(general, hermitian, self.config["passes"])
         return self._native[1]
+
+    def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
+        """Without a word to the host."""
+        kernel = triton_route.find(A, self)
+        notes = None if kernel is None else kernel.value(A, out)
+        if notes is None:
+            return None
+        passes, residual, accepted, scale, hermitian = notes
+        outcome = Outcome(scale, passes.long(), hermitian, residual, self._products(), "triton")
+        return outcome, ~accepted
 
     def _run_compiled(
         self, kernel: Any, A: Tensor, trust: bool, out: Tensor
@@ -215,7 +241,7 @@ class _Composition(Pretrained, nn.Module):
         )
         return outcome, record.failed if record.any_failed else None
 
-    def _run_eager(self, A: Tensor, trust: bool, out: Tensor) -> tuple[Outcome, Tensor]:
+    def _run_eager(self, A: Tensor, trust: bool, out: Tensor) -> tuple[Outcome, Tensor | None]:
         batch, real = A.shape[0], A.dtype.to_real()
         hermitian = (A.mH == A).flatten(1).all(1)
         outcome = Outcome(
@@ -248,13 +274,14 @@ class _Composition(Pretrained, nn.Module):
             if passes and not t:
                 eta = algebra.distance(W)
                 size = algebra.norms(state[0]).square()
-                more = ~(eta <= self._accepted(A, size)) & torch.isfinite(eta) & (passes < most)
+                accepted = eta <= self._accepted(A, size)
+                more = ~accepted & torch.isfinite(eta) & (passes < most)
                 done = torch.nonzero(~(more | leaving))[:, 0]
                 leaving = leaving | ~more
                 if done.numel():
                     at, growth = rows[done], self._growth(outcome.scale[rows[done]])
                     outcome.passes[at], outcome.residual[at] = passes, eta[done]
-                    failed[at] = ~(eta[done] <= self._accepted(A, size[done] * growth.square()))
+                    failed[at] = ~accepted[done]
                     X = algebra.select(state[0], done)
                     put(out, at, algebra.layout.matrices(X) * growth[:, None, None].to(X.dtype))
                     algebra.release(X)
@@ -280,9 +307,16 @@ class _Composition(Pretrained, nn.Module):
 
     # --- derivatives -----------------------------------------------------------------------------------------------
 
-    def run_frechet(self, A: Tensor, E: Tensor, outcome: Outcome) -> Tensor:
-        """L(A, E) by the same passes applied to the pair (A, E); unset for the matrices that failed."""
+    def run_frechet(self, A: Tensor, E: Tensor, outcome: Outcome | None) -> Tensor:
+        """L(A, E) by the same passes applied to the pair (A, E); unset for the matrices that failed.
+
+        No outcome: every matrix is trusted.
+        """
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        fused = triton_route.find(A, self)
+        if fused is not None and fused.frechet(A, E, out):
+            return out
+        outcome = outcome or self.outcome(A, trust=True)
         taken = outcome.computed()
         kernel = compiled.find(A, self.function)
         if kernel is not None and compiled.readable(E):
@@ -312,12 +346,13 @@ class _Composition(Pretrained, nn.Module):
             return self.program()(A)
         return matrix_function(A, Trusted(self))
 
-    def program(self) -> CompositionProgram:
-        """The general stages as plain numbers, for tracing."""
+    def program(self) -> triton_route.Traced:
+        """For tracing: the general stages as plain numbers, or the Triton kernel as an operator."""
         if self._program is None:
             stages = tuple(self._stages(False)[0])
             scale, passes = self.config["general_scale"], self.config["passes"]
-            self._program = CompositionProgram(self.function, stages, scale, passes)
+            program = CompositionProgram(self.function, stages, scale, passes)
+            self._program = triton_route.Traced(self, program)
         return self._program
 
 

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager
+from ..kernels import compiled, eager, triton_route
 from ..kernels.precision import full_precision
+from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder, Rung
+from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 from .pretrained import Pretrained
 from .protocols import Network
 
@@ -84,6 +86,33 @@ class Plan:
         return levels
 
 
+@dataclass
+class TieredPlan(Plan):
+    """Of the Triton kernel: ``levels`` are what the norms ask for, tier and squarings what each matrix got."""
+
+    tiers: list[dict[str, Any]] = field(default_factory=list)
+    got: tuple[Tensor, ...] = ()
+
+    @property
+    def kernel(self) -> str:
+        """Which kernel computed."""
+        return "triton"
+
+    def describe(self) -> dict[str, Tensor]:
+        """As :meth:`Plan.describe`."""
+        if not self.details:
+            tier, squarings = (X.long() for X in self.got)
+            most = self.ladder.most_squarings + 1
+            bounds = [[after_squaring(each["epsilon"], s) for s in range(most)] for each in self.tiers]
+            products = torch.tensor([each["products"] for each in self.tiers], device=self.device)
+            self.details = {
+                "bound": torch.tensor(bounds, dtype=torch.float64, device=self.device)[tier, squarings],
+                "products": products[tier],
+                "squarings": squarings,
+            }
+        return self.details
+
+
 class EquivariantExponential(Pretrained, nn.Module):
     """exp(A) for any n, any batch shape, real or complex; exact weights, certified error.
 
@@ -105,9 +134,11 @@ class EquivariantExponential(Pretrained, nn.Module):
     def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
         self.config: dict[str, Any] = {"tiers": tiers, "max_squarings": max_squarings}
+        self.rtol = rtol
         self.tiers = _module_list(EquivariantTransformer(tier["products"]) for tier in tiers)
-        self._program: ExponentialProgram | None = None
+        self._program: triton_route.Traced | None = None
         self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
+        self._plain: dict[torch.dtype, tuple[list[Tensor], LadderRules]] = {}
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
             max_squarings,
@@ -213,7 +244,9 @@ class EquivariantExponential(Pretrained, nn.Module):
         return Plan(groups, None, self.ladder, norm.shape[0], norm.device, reason, squares)
 
     def outcome(self, A: Tensor, trust: bool = False) -> Plan:
-        """What :meth:`run` would report, nothing computed."""
+        """What :meth:`run` would report; nothing is computed, except by the Triton kernel, which knows no half way."""
+        if triton_route.find(A, self) is not None:
+            return self.run(A, trust)[1]
         kernel = compiled.find(A)
         if kernel is not None:
             return self._run_compiled(kernel, A, trust, None)
@@ -230,6 +263,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        if (tiered := self._run_triton(A, trust, out)) is not None:
+            return out, tiered
         kernel = compiled.find(A)
         if kernel is not None:
             return out, self._run_compiled(kernel, A, trust, out)
@@ -245,13 +280,32 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
-        reason = None
-        if outside:
-            rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
-            finite = torch.isfinite(norm_bound(A[rows]))
-            reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8)
-            reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
+        reason = self._reason(A, levels) if outside else None
         return Plan(None, levels, self.ladder, A.shape[0], A.device, reason)
+
+    def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> TieredPlan | None:
+        """Under ``trust`` without a word to the host."""
+        kernel = triton_route.find(A, self)
+        notes = None if kernel is None else kernel.value(A, out)
+        if notes is None:
+            return None
+        *got, levels = notes
+        reason, last = None, len(self.ladder.rungs) - 1
+        if trust:
+            levels = levels.clamp_max(last)
+        elif bool((levels > last).any()):
+            reason = self._reason(A, levels)
+        count, device = A.shape[0], A.device
+        return TieredPlan(
+            None, levels, self.ladder, count, device, reason, tiers=self.config["tiers"], got=tuple(got)
+        )
+
+    def _reason(self, A: Tensor, levels: Tensor) -> Tensor:
+        rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
+        finite = torch.isfinite(norm_bound(A[rows]))
+        reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8, device=levels.device)
+        reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
+        return reason
 
     def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
         """The ladder for the compiled kernels, made anew after weights were loaded."""
@@ -269,12 +323,43 @@ class EquivariantExponential(Pretrained, nn.Module):
             self._native[dtype] = known
         return known[1]
 
-    def run_frechet(self, A: Tensor, E: Tensor, plan: Plan) -> Tensor:
-        """L(A, E) of the matrices inside; rows outside are left unset."""
+    def rules(self, dtype: torch.dtype) -> LadderRules | None:
+        """The ladder as plain numbers, its weights rounded to a real dtype; made anew after weights were loaded.
+
+        None where an ``rtol`` was promised: a tier that neighbours share may be squared more than a rung allows.
+        """
+        if self.rtol < math.inf:
+            return None
+        flat = [tier.flat(dtype) for tier in self.tiers]
+        known = self._plain.get(dtype)
+        if known is None or any(a is not b for a, b in zip(known[0], flat, strict=True)):
+            weights = [(*row.tolist(), tier.identity) for row, tier in zip(flat, self.tiers, strict=True)]
+            rungs, tiers = self.ladder.rungs, self.config["tiers"]
+            known = (
+                flat,
+                LadderRules(
+                    radii=tuple(self.ladder.radii),
+                    rung_tiers=tuple(rung.tier for rung in rungs),
+                    tier_radii=tuple(tier["radius"] for tier in tiers),
+                    weights=tuple(chain.from_iterable(weights)),
+                    products=tuple(tier["products"] for tier in tiers),
+                    max_squarings=self.ladder.most_squarings,
+                    derivative_level=self.ladder.derivative_level,
+                ),
+            )
+            self._plain[dtype] = known
+        return known[1]
+
+    def run_frechet(self, A: Tensor, E: Tensor, plan: Plan | None) -> Tensor:
+        """L(A, E) of the matrices inside; rows outside are left unset.  No plan: every matrix is trusted."""
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
         out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        fused = triton_route.find(A, self)
+        if fused is not None and fused.frechet(A, E, out):
+            return out
+        plan = plan or self.outcome(A, trust=True)
         kernel = compiled.find(A)
         if kernel is not None and compiled.readable(E):
             levels = plan.by_row().clamp_min(floor)
@@ -287,10 +372,10 @@ class EquivariantExponential(Pretrained, nn.Module):
             eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
-    def program(self) -> ExponentialProgram:
-        """The deepest tier and all squarings as plain numbers, for tracing."""
+    def program(self) -> triton_route.Traced:
+        """For tracing: the deepest tier and all squarings as plain numbers, or the Triton kernel as an operator."""
         if self._program is None:
-            self._program = self.program_within(self.radius)
+            self._program = triton_route.Traced(self, self.program_within(self.radius))
         return self._program
 
     def program_within(self, radius: float) -> ExponentialProgram:
@@ -365,8 +450,7 @@ class Trusted:
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
         with full_precision(A):
-            plan = self.network.outcome(flat, trust=True)
-            return self.network.run_frechet(flat, E.reshape(flat.shape), plan).reshape(A.shape)
+            return self.network.run_frechet(flat, E.reshape(flat.shape), None).reshape(A.shape)
 
     def renewed(self) -> Trusted:
         return self

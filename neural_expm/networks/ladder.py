@@ -104,6 +104,11 @@ class Ladder:
         """Norm of the largest matrix that any rung serves."""
         return self.radii[-1]
 
+    @property
+    def most_squarings(self) -> int:
+        """Of any rung."""
+        return max(rung.squarings for rung in self.rungs)
+
     def level(self, norm: float) -> int:
         """The first rung whose radius is at least ``norm``; ``len(rungs)`` where none is, or for NaN."""
         return bisect_left(self.radii, norm) if norm <= self.radius else len(self.rungs)

@@ -29,7 +29,7 @@ class Network(Protocol):
         """The values, those of rows outside unset, and the outcome."""
 
     def run_frechet(self, A: Tensor, E: Tensor, outcome: Any, /) -> Tensor:
-        """L(A, E) for an outcome of the same network, rows outside unset."""
+        """L(A, E) for an outcome of the same network, rows outside unset; None trusts every matrix."""
 
 
 @runtime_checkable
