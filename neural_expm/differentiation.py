@@ -90,7 +90,9 @@ class _TransformedValue(_ValueRules):
         ctx.save_for_forward(A)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], A: Tensor, evaluator: Evaluator) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], A: Tensor, evaluator: Evaluator
+    ) -> tuple[Tensor, int]:
         return matrix_function(_front(A, in_dims[0], info.batch_size), evaluator.renewed()), 0
 
 

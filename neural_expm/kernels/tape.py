@@ -100,7 +100,13 @@ _kept = _Kept()
 
 
 def tape_for(
-    A: Tensor, layout: TapeLayout, count: int, weights: list[Tensor], identity: float, squarings: int, members: int
+    A: Tensor,
+    layout: TapeLayout,
+    count: int,
+    weights: list[Tensor],
+    identity: float,
+    squarings: int,
+    members: int,
 ) -> Tape:
     """A tape for ``count`` matrices like those of A, (batch, n, n); made anew where it is not kept.
 

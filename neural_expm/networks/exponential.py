@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
@@ -13,104 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ..differentiation import matrix_function
-from ..domain import Reason, frobenius_norm, norm_bound
 from ..errors import CheckpointError, InputError
 from ..kernels import compiled, eager, triton_route
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
+from .ladder import MAJORANT_RATIO, Ladder
+from .plan import Plan, TieredPlan, plan_for, reasons
 from .pretrained import Pretrained
 from .protocols import Network
 
-# From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
-# Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
-SQUARE_FIRST_N = 16
-# For one matrix a call costs as much as a small product: below this n the Frobenius norm has to do.
-SINGLE_SHARPER_N = 64
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
-
-
-@dataclass
-class Plan:
-    """Who computes what, and what the report says: groups of rows with one rung each, or the rung of every row.
-
-    The eager kernel computes group by group; the compiled one sorts rows by itself and hands back ``levels``.
-    """
-
-    groups: list[tuple[Rung, Tensor | None]] | None
-    levels: (
-        Tensor | None
-    )  # of the compiled kernel: uint8 index of each row's rung, their number for rows outside
-    ladder: Ladder
-    batch: int
-    device: torch.device
-    reason: Tensor | None = None  # None: every matrix is inside
-    squares: Tensor | None = None
-    details: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def kernel(self) -> str:
-        """Which kernel the plan was made for."""
-        return "eager" if self.levels is None else "compiled"
-
-    def describe(self) -> dict[str, Tensor]:
-        """``bound``, ``products`` and ``squarings`` of each matrix, as computed (after merging of groups)."""
-        if not self.details:
-            bound = torch.full((self.batch,), torch.nan, dtype=torch.float64, device=self.device)
-            products = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
-            squarings = torch.zeros(self.batch, dtype=torch.int64, device=self.device)
-            for rung, rows in self.by_group():
-                at = slice(None) if rows is None else rows
-                bound[at], products[at], squarings[at] = rung.bound, rung.products, rung.squarings
-            self.details = {"bound": bound, "products": products, "squarings": squarings}
-        return self.details
-
-    def by_group(self) -> list[tuple[Rung, Tensor | None]]:
-        """The rows of each rung."""
-        if self.groups is None:
-            rungs, levels = self.ladder.rungs, self.by_row()
-            used = [level for level in levels.unique().tolist() if level < len(rungs)]
-            self.groups = [(rungs[level], torch.nonzero(levels == level)[:, 0]) for level in used]
-        return self.groups
-
-    def by_row(self) -> Tensor:
-        """The rung of each row."""
-        if self.levels is not None:
-            return self.levels
-        rungs = self.ladder.rungs
-        levels = torch.full((self.batch,), len(rungs), dtype=torch.uint8)
-        for rung, rows in self.groups or []:
-            levels[slice(None) if rows is None else rows] = rungs.index(rung)
-        return levels
-
-
-@dataclass
-class TieredPlan(Plan):
-    """Of the Triton kernel: ``levels`` are what the norms ask for, tier and squarings what each matrix got."""
-
-    tiers: list[dict[str, Any]] = field(default_factory=list)
-    got: tuple[Tensor, ...] = ()
-
-    @property
-    def kernel(self) -> str:
-        """Which kernel computed."""
-        return "triton"
-
-    def describe(self) -> dict[str, Tensor]:
-        """As :meth:`Plan.describe`."""
-        if not self.details:
-            tier, squarings = (X.long() for X in self.got)
-            most = self.ladder.most_squarings + 1
-            bounds = [[after_squaring(each["epsilon"], s) for s in range(most)] for each in self.tiers]
-            products = torch.tensor([each["products"] for each in self.tiers], device=self.device)
-            self.details = {
-                "bound": torch.tensor(bounds, dtype=torch.float64, device=self.device)[tier, squarings],
-                "products": products[tier],
-                "squarings": squarings,
-            }
-        return self.details
 
 
 class EquivariantExponential(Pretrained, nn.Module):
@@ -176,73 +88,6 @@ class EquivariantExponential(Pretrained, nn.Module):
         """Largest norm bound that any rung serves."""
         return self.ladder.radius
 
-    # --- choosing --------------------------------------------------------------------------------------------------
-
-    def plan(self, A: Tensor, trust: bool = False) -> Plan:
-        """Pick a rung for each matrix.
-
-        Args:
-            A: shape (batch, n, n).
-            trust: never call a matrix outside: what no rung serves gets the last one.
-        """
-        count, n = A.shape[:2]
-        norm = frobenius_norm(A)
-        if count == 1:
-            return self._plan_of_one(A, norm, trust)
-        squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
-        low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
-        if not high <= self.radius:  # or NaN: let the sharper bound decide who is outside
-            levels = self.ladder.levels(norm := norm_bound(A))
-        elif squares is None:
-            first, last = self.ladder.level(low), self.ladder.level(high)
-            if self.ladder.one_group(first, last, count, n):
-                return Plan([(self.ladder.rungs[last], None)], None, self.ladder, count, A.device)
-            levels = self.ladder.levels_inside(norm)
-        else:
-            levels = self.ladder.levels_inside(norm)
-        if squares is not None:
-            root = frobenius_norm(squares).sqrt()
-            levels = torch.minimum(levels, self.ladder.majorant_levels(root, norm))
-        return self._grouped(levels, norm, n, squares, trust)
-
-    def _plan_of_one(self, A: Tensor, norm: Tensor, trust: bool) -> Plan:
-        """The plan of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
-        frobenius, n = float(norm), A.shape[-1]
-        squares = torch.bmm(A, A) if n >= SINGLE_SHARPER_N else None
-        level = self.ladder.level(frobenius)
-        if squares is not None:
-            root = math.sqrt(float(torch.linalg.vector_norm(squares)))
-            if frobenius <= MAJORANT_RATIO * root:
-                level = min(level, bisect_left(self.ladder.majorant_radii, root))
-        if level == len(self.ladder.rungs) or (level and n >= SINGLE_SHARPER_N):
-            norm = norm_bound(A)
-            level = min(level, self.ladder.level(float(norm)))
-        if level == len(self.ladder.rungs):
-            return self._grouped(self.ladder.levels(norm), norm, n, squares, trust)
-        return Plan([(self.ladder.rungs[level], None)], None, self.ladder, 1, A.device, squares=squares)
-
-    def _grouped(self, levels: Tensor, norm: Tensor, n: int, squares: Tensor | None, trust: bool) -> Plan:
-        rungs = self.ladder.rungs
-        reason = None
-        counts = torch.bincount(levels, minlength=len(rungs) + 1).tolist()
-        if counts[-1] and trust:
-            levels = levels.clamp_max(len(rungs) - 1)
-            counts = [*counts[:-2], counts[-2] + counts[-1]]
-        elif counts[-1]:
-            outside = levels == len(rungs)
-            code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
-            reason = torch.where(outside, code, int(Reason.INSIDE)).to(torch.uint8)
-        groups: list[tuple[Rung, Tensor | None]] = []
-        merged = self.ladder.group(counts[: len(rungs)], n)
-        for first, last in merged:
-            if len(merged) == 1 and reason is None:
-                rows = None
-            else:
-                chosen = levels == first if first == last else (levels >= first) & (levels <= last)
-                rows = torch.nonzero(chosen)[:, 0]
-            groups.append((rungs[last], rows))
-        return Plan(groups, None, self.ladder, norm.shape[0], norm.device, reason, squares)
-
     def outcome(self, A: Tensor, trust: bool = False) -> Plan:
         """What :meth:`run` would report; nothing is computed, except by the Triton kernel, which knows no half way."""
         if triton_route.find(A, self) is not None:
@@ -250,7 +95,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return self._run_compiled(kernel, A, trust, None)
-        plan = self.plan(A, trust)
+        plan = plan_for(A, self.ladder, trust)
         plan.squares = None
         return plan
 
@@ -268,7 +113,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return out, self._run_compiled(kernel, A, trust, out)
-        plan = self.plan(A, trust)
+        plan = plan_for(A, self.ladder, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         for rung, rows in plan.by_group():
@@ -280,7 +125,7 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
-        reason = self._reason(A, levels) if outside else None
+        reason = reasons(A, levels, self.ladder) if outside else None
         return Plan(None, levels, self.ladder, A.shape[0], A.device, reason)
 
     def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> TieredPlan | None:
@@ -294,18 +139,11 @@ class EquivariantExponential(Pretrained, nn.Module):
         if trust:
             levels = levels.clamp_max(last)
         elif bool((levels > last).any()):
-            reason = self._reason(A, levels)
+            reason = reasons(A, levels, self.ladder)
         count, device = A.shape[0], A.device
         return TieredPlan(
             None, levels, self.ladder, count, device, reason, tiers=self.config["tiers"], got=tuple(got)
         )
-
-    def _reason(self, A: Tensor, levels: Tensor) -> Tensor:
-        rows = torch.nonzero(levels == len(self.ladder.rungs))[:, 0]
-        finite = torch.isfinite(norm_bound(A[rows]))
-        reason = torch.full(levels.shape, int(Reason.INSIDE), dtype=torch.uint8, device=levels.device)
-        reason[rows] = torch.where(finite, int(Reason.NORM), int(Reason.NOT_FINITE)).to(torch.uint8)
-        return reason
 
     def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
         """The ladder for the compiled kernels, made anew after weights were loaded."""
