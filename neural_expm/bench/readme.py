@@ -1,7 +1,8 @@
 """README tables from result files and the manifest: ``python -m neural_expm.bench --readme README.md``.
 
 A block ``<!-- results:NAME -->`` … ``<!-- /results -->`` is rewritten if NAME is a suite of this benchmark (from
-``benchmarks/results/NAME.json`` beside the README) or ``models``; other blocks belong to others and stay as they are.
+``benchmarks/results/NAME.json`` beside the README), a suite with ``_eager`` behind it (the same without a compiler, in
+a sentence), or ``models``; other blocks belong to others and stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from ..errors import InputError
 from ..manifest import Checkpoint, list_models
 from .measure import geometric_mean
-from .tables import markdown
+from .tables import closing, markdown
 from .workloads import SUITES
 
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -34,6 +35,8 @@ def update(readme: Path) -> list[str]:
         name = match[2]
         if name in SUITES:
             body = markdown(read(results / f"{name}.json"))
+        elif name.removesuffix("_eager") in SUITES:
+            body = f"Without a compiler: {closing(read(results / f'{name}.json')).replace(chr(10), '; ')}."
         elif name == "models":
             body = models([read(path) for path in _measured(results)], list_models())
         else:

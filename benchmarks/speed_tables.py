@@ -1,0 +1,97 @@
+"""The README's tables of peak memory and of speed against the batch, from the files in results/.
+
+python benchmarks/speed_tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [header, ("---", *["--:"] * (len(header) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def memory(results: dict[str, Any]) -> str:
+    """Peak of forward and backward as a share of torch's."""
+    rows = [
+        (
+            r["name"],
+            f"{r['torch']['allocated'] / 2**20:.1f}",
+            *(
+                f"{r[kernel]['allocated'] / 2**20:.2f} ({r[f'{kernel} / torch']:.0%})"
+                for kernel in ("compiled", "eager")
+            ),
+        )
+        for r in results["rows"]
+    ]
+    return markdown(("workload", "torch, MiB", "compiled, MiB", "eager, MiB"), rows)
+
+
+def small(results: dict[str, Any]) -> str:
+    """Times faster than torch for n ≤ 4, forward and with backward."""
+    rows = []
+    for r in results["rows"]:
+        ns = r["ns"]
+        if r["batch"] < 10_000 or "torch" not in ns:
+            continue
+        both = f"{ns['torch, backward'] / ns['expm, backward']:.1f}×" if "torch, backward" in ns else "–"
+        rows.append(
+            (
+                f"{r['n']} × {r['n']}",
+                f"{r['batch']:,}",
+                f"{ns['expm']:.1f}",
+                f"{ns['torch'] / ns['expm']:.1f}×",
+                both,
+                f"{r['error']['expm']:.1e}",
+                f"{r['error']['torch']:.1e}",
+            )
+        )
+    return markdown(
+        ("size", "batch", "ns a matrix", "forward", "forward + backward", "error", "torch's"), rows
+    )
+
+
+def products(results: dict[str, Any]) -> str:
+    """What share of our time the bare products of the plan would take."""
+    shares = [r for r in results["rows"] if "products / expm" in r]
+    batches = sorted({r["batch"] for r in shares})
+    sizes = sorted({r["n"] for r in shares})
+    found = {(r["n"], r["batch"]): f"{r['products / expm']:.0%}" for r in shares}
+    rows = [(str(n), *(found.get((n, batch), "–") for batch in batches)) for n in sizes]
+    return markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "memory": ("memory.json", memory),
+    "scaling-small": ("scaling_small.json", small),
+    "scaling-products": ("scaling.json", products),
+}
+
+
+def filled(text: str) -> str:
+    """`text` with every table of ours brought up to date."""
+    for name, (file, table) in TABLES.items():
+        content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    path = ROOT / "README.md"
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
