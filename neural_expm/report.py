@@ -52,12 +52,15 @@ class Report:
 
     def __str__(self) -> str:
         """A short table: totals, then the first rows."""
+        from .kernels import compiled  # with the first call, like all kernels
+
+        hindrance = compiled.failure() if self.kernel == "eager" else ""
         count = self.inside.numel()
         inside = int(self.inside.sum())
         lines = [
             f"{self.function}: {count} matrices, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
             f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}; "
-            f"{self.kernel} kernel",
+            f"{self.kernel} kernel{hindrance and f' ({hindrance})'}",
             f"{'matrix':>10}  {'path':<8} {'products':>8} {'squarings':>9} {'bound':>9}  reason",
         ]
         shape = self.inside.shape

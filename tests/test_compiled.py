@@ -187,6 +187,9 @@ def test_no_compiler(fresh, tmp_path, caplog):
     fresh.setenv("CXX", "no-such-compiler")
     answers(caplog, 1)
     assert "no C++ compiler" in kernels.available()["compiled"]
+    assert "eager kernel (no compiled kernel of expm for n = 3" in str(
+        neural_expm.explain("expm", torch.eye(3))
+    )
     assert compiled.state()["expm", 3, torch.float32] == "failed"
 
 

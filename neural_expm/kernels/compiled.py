@@ -59,7 +59,7 @@ class _Shape:
 Key = tuple[str, int, torch.dtype]
 _shapes: dict[Key, _Shape] = {}
 _lock = threading.Lock()
-_logged = False
+_failure = ""  # the first one, in words; logged once
 
 
 def find(A: Tensor, kind: str = "expm") -> Any:
@@ -161,21 +161,19 @@ def _accept(shape: _Shape, library: ctypes.CDLL, key: Key) -> None:
 
 
 def _give_up(shape: _Shape, key: Key, error: Exception) -> None:
-    global _logged
+    global _failure
     shape.state = "failed"
     # A missing compiler is ordinary; anything else the user may want to mend.
     level = logging.INFO if "no C++ compiler" in str(error) else logging.WARNING
-    if not _logged:
+    if not _failure:
         kind, n, dtype = key
-        log.log(
-            level,
-            "no compiled kernel of %s for n = %d, %s: %s; the eager kernel answers",
-            kind,
-            n,
-            dtype,
-            error,
-        )
-        _logged = True
+        _failure = f"no compiled kernel of {kind} for n = {n}, {dtype}: {error}"
+        log.log(level, "%s; the eager kernel answers", _failure)
+
+
+def failure() -> str:
+    """Why a compiled kernel could not be had, in words; empty where none has failed."""
+    return _failure
 
 
 def state() -> dict[Key, str]:
@@ -185,10 +183,10 @@ def state() -> dict[Key, str]:
 
 def forget() -> None:
     """Start anew, as a fresh process would."""
-    global _logged
+    global _failure
     with _lock:
         _shapes.clear()
-        _logged = False
+        _failure = ""
 
 
 def _after_fork() -> None:
