@@ -5,20 +5,9 @@ python benchmarks/speed_tables.py
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [header, ("---", *["--:"] * (len(header) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+from readme_tables import Tables, markdown, rewrite
 
 
 def memory(results: dict[str, Any]) -> str:
@@ -34,7 +23,7 @@ def memory(results: dict[str, Any]) -> str:
         )
         for r in results["rows"]
     ]
-    return markdown(("workload", "torch, MiB", "compiled, MiB", "eager, MiB"), rows)
+    return markdown(("workload", "torch, MiB", "compiled, MiB", "eager, MiB"), rows, numbers=True)
 
 
 def small(results: dict[str, Any]) -> str:
@@ -57,7 +46,9 @@ def small(results: dict[str, Any]) -> str:
             )
         )
     return markdown(
-        ("size", "batch", "ns a matrix", "forward", "forward + backward", "error", "torch's"), rows
+        ("size", "batch", "ns a matrix", "forward", "forward + backward", "error", "torch's"),
+        rows,
+        numbers=True,
     )
 
 
@@ -68,30 +59,15 @@ def products(results: dict[str, Any]) -> str:
     sizes = sorted({r["n"] for r in shares})
     found = {(r["n"], r["batch"]): f"{r['products / expm']:.0%}" for r in shares}
     rows = [(str(n), *(found.get((n, batch), "–") for batch in batches)) for n in sizes]
-    return markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows)
+    return markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows, numbers=True)
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+TABLES: Tables = {
     "memory": ("memory.json", memory),
     "scaling-small": ("scaling_small.json", small),
     "scaling-products": ("scaling.json", products),
 }
 
 
-def filled(text: str) -> str:
-    """`text` with every table of ours brought up to date."""
-    for name, (file, table) in TABLES.items():
-        content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
-
-
-def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(TABLES)

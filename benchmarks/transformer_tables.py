@@ -5,21 +5,9 @@ python benchmarks/transformer_tables.py     # after `python -m neural_expm.train
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table."""
-    lines = [list(header), *[list(row) for row in rows]]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+from readme_tables import Tables, markdown, rewrite
 
 
 def checkpoints(content: dict[str, Any]) -> str:
@@ -85,7 +73,7 @@ def numerals(content: dict[str, Any]) -> str:
     return markdown(("encoding", "steps", "mean error"), rows)
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+TABLES: Tables = {
     "transformer": ("transformer.json", checkpoints),
     "transformer-parts": ("transformer.json", parts),
     "transformer-paper": ("transformer.json", paper),
@@ -94,22 +82,5 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
-def filled(text: str) -> str:
-    """`text` with every table of ours brought up to date."""
-    for name, (file, table) in TABLES.items():
-        if not (RESULTS / file).exists():
-            continue
-        content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
-        pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
-
-
-def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(TABLES)

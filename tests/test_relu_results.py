@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,3 @@ def test_bounds_and_sizes_are_current(key):
 def test_no_search_broke_a_bound_and_no_bound_is_vacuous():
     for row in BOUNDS["tightness"]:
         assert 1.0 <= row["bound_over_worst"] <= 100.0
-
-
-def test_readme_tables_come_from_the_results(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    from relu_tables import filled
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- results:relu-proven -->" in text
-    assert filled(text) == text
