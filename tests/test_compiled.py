@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import signal
 import stat
 import threading
@@ -101,6 +102,19 @@ def test_values_and_gradients_agree_with_torch(ready, n, dtype, count):
     assert relative(value.detach(), expected.detach()) < ROUNDINGS
     # The gradient of e^A grows as e^‖A‖; roundings are relative to that.
     assert relative(torch.autograd.grad(value, A, G)[0], gradient) < 10 * ROUNDINGS
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="these are flags of x86")
+@pytest.mark.parametrize(("flag", "n"), [("-mno-avx512f", 13), ("-mno-avx", 3)])
+def test_processors_with_narrower_registers(fresh, tmp_path, flag, n):
+    fresh.setenv("NEURAL_EXPM_COMPILE", "1")
+    fresh.setenv("NEURAL_EXPM_KERNEL_CACHE", str(tmp_path))
+    fresh.setenv("CXX", f"{toolchain.compiler()[0]} {flag}")
+    A = matrices(30, n, torch.float64)
+    value, report = neural_expm.expm(A, return_report=True)
+    assert report.kernel == "compiled"
+    assert relative(value, torch.linalg.matrix_exp(A)) < 4 * ROUNDINGS
 
 
 @needs_compiler
