@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from .layout import Alone, TapeLayout, chunk_length, layout_for
+from .layout import chunk_length, tape_layout
 from .tape import tape_for
 
 
@@ -97,9 +97,8 @@ def _evaluate(
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return
-    layout: TapeLayout = Alone if A.shape[0] == 1 else layout_for(A.shape[-1], total)
     members = 1 if E is None else 2
-    count = chunk_length(A, total, members)
+    layout, count = tape_layout(A, total, members)
     tape = tape_for(A, layout, count, weights, identity, squarings, members)
     scale = 2.0**-squarings
     result = None if rows is None else A.new_empty(count, *A.shape[1:])

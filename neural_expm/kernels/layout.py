@@ -19,9 +19,10 @@ from torch import Tensor
 # where the change of layout pays.
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache, and for more
-# than one thread a token has the 32768 entries from which on torch shares an operation among threads.
+# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache, and a token
+# has more than the entries from which on torch shares an operation among threads.
 CHUNK_BYTES = 1 << 18
+SHARED_FROM = 32768
 
 Call = Callable[[], object]
 
@@ -30,6 +31,12 @@ class BatchFirst:
     """Matrices as (count, n, n): products are batched GEMMs."""
 
     dims = (-2, -1)
+    lanes = 1
+
+    @staticmethod
+    def token(X: Tensor) -> Tensor:
+        """A token from its only lane."""
+        return X[0]
 
     @staticmethod
     def shape(count: int, n: int, members: int) -> tuple[int, ...]:
@@ -104,19 +111,9 @@ class BatchLast:
     dims = (0, 1)
 
     @staticmethod
-    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
-        """Of a token, or of a pair of a token and its derivative."""
-        return (*((2,) if members == 2 else ()), n, n, count)
-
-    @staticmethod
-    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of the two members of a pair."""
-        return X[0], X[1]
-
-    @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, n, n, count)."""
-        return A.new_empty((*lead, *BatchLast.shape(count, A.shape[-1], 1)))
+        return A.new_empty((*lead, A.shape[-1], A.shape[-1], count))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
@@ -194,11 +191,69 @@ class BatchLast:
         BatchLast.diagonal(X).add_(weight)
 
 
+class Lanes:
+    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, count/lanes); a single lane has no lead.
+
+    torch splits a large operation among its threads into equal runs of entries.  With the lanes outermost those are of
+    the same matrices in every operation, which then stay in the cache of one core.  A pair has its two members behind
+    the lanes.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+
+    def shape(self, count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a lane of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), n, n, count // self.lanes)
+
+    def token(self, X: Tensor) -> Tensor:
+        """A token from all of its lanes."""
+        return X if self.lanes > 1 else X[0]
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, ...]:
+        """Views of the two members of a pair."""
+        return X.unbind(-4)
+
+    def load(self, A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (count, n, n) into the layout."""
+        for part, lane in zip(A.chunk(self.lanes), self._split(out), strict=True):
+            BatchLast.load(part, lane, scale)
+
+    def store(self, X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to contiguous (count, n, n)."""
+        for part, lane in zip(out.chunk(self.lanes), self._split(X), strict=True):
+            BatchLast.store(lane, part)
+
+    def _split(self, X: Tensor) -> tuple[Tensor, ...]:
+        return X.unbind() if self.lanes > 1 else (X,)
+
+    product = staticmethod(BatchLast.product)
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        calls = BatchLast.product(X, Y.narrow(-4, 0, 1), out)
+        return [*calls, *BatchLast.added_product(X.select(-4, 0), Y.select(-4, 1), out.select(-4, 1))]
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonals."""
+        return X.diagonal(dim1=-3, dim2=-2)
+
+
 class Alone:
     """One matrix, (n, n); a pair lies side by side as (n, 2n), [X | dX], so that Q [V | dV] is one product.
 
     Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
     """
+
+    lanes = 1
+
+    @staticmethod
+    def token(X: Tensor) -> Tensor:
+        """A token from its only lane."""
+        return X[0]
 
     @staticmethod
     def shape(count: int, n: int, members: int) -> tuple[int, ...]:
@@ -239,7 +294,7 @@ class Alone:
 
 
 Layout = type[BatchFirst] | type[BatchLast]
-TapeLayout = Layout | type[Alone]
+TapeLayout = Lanes | type[BatchFirst] | type[Alone]
 
 
 @lru_cache(maxsize=256)
@@ -258,6 +313,28 @@ def run(calls: Sequence[Call]) -> None:
 def layout_for(n: int, count: int) -> Layout:
     """The faster layout for this size and number of matrices."""
     return BatchLast if n <= BATCH_LAST_N and count >= BATCH_LAST_COUNT else BatchFirst
+
+
+@lru_cache(maxsize=8)
+def _lanes(threads: int) -> Lanes:
+    return Lanes(threads)
+
+
+def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
+    """The faster layout for ``count`` of the matrices of A, and how many make a chunk."""
+    n = A.shape[-1]
+    length = chunk_length(A, count, members)
+    if A.shape[0] == 1:
+        return Alone, 1
+    if layout_for(n, count) is BatchFirst:
+        return BatchFirst, length
+    threads = torch.get_num_threads()
+    shared = SHARED_FROM // (n * n) + 1
+    if threads == 1 or count < shared + threads:
+        return _lanes(1), length
+    if length < shared:
+        length = -(-count // (count // shared))  # even parts again
+    return _lanes(threads), min(-(-length // threads), count // threads) * threads
 
 
 def chunk_length(A: Tensor, count: int, members: int = 1) -> int:

@@ -22,8 +22,16 @@ KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
 
 
 def rows(X: Tensor) -> Tensor:
-    """The tokens as rows of a real matrix, without a copy."""
-    return (torch.view_as_real(X) if X.is_complex() else X).view(X.shape[0], -1)
+    """The tokens (lanes, tokens, …) as rows of a real matrix for each lane, without a copy."""
+    return (torch.view_as_real(X) if X.is_complex() else X).view(*X.shape[:2], -1)
+
+
+def combination(weights: Tensor, tokens: Tensor, out: Tensor) -> Call:
+    """The call of out ← weights · tokens in every lane; a lane stays with one thread."""
+    lanes = tokens.shape[0]
+    if lanes == 1:
+        return partial(torch.mm, weights, tokens[0], out=out[0])
+    return partial(torch.bmm, weights.expand(lanes, *weights.shape), tokens, out=out)
 
 
 class Tape:
@@ -53,24 +61,26 @@ class Tape:
         members: int,
         memory: Tensor,
     ) -> None:
-        token = layout.shape(count, n, members)
-        buffers = memory[: (len(weights) + 3) * math.prod(token)].view(-1, *token)
-        stream, pair = buffers[:-2], buffers[-2:]
+        lane, lanes = layout.shape(count, n, members), layout.lanes
+        entries, made = math.prod(lane), lanes * (len(weights) + 1)
+        stream = memory[: made * entries].view(lanes, -1, *lane)
+        rest = memory[made * entries : (made + 2 * lanes) * entries]
+        pair = rest.view(lanes, 2, *lane)
         multiply = layout.product_of_pairs if members == 2 else layout.product
-        tokens = stream.unbind()
+        tokens = [layout.token(X) for X in stream.unbind(1)]
         self.first = layout.parts(tokens[0]) if members == 2 else (tokens[0],)
         self.second = tokens[1]
         self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
         self.calls: list[Call] = []
         flat, pair_flat = rows(stream), rows(pair)
-        scores, values = pair.unbind()
+        scores, values = (layout.token(X) for X in pair.unbind(1))
         for h, head in enumerate(weights[:-1], start=2):
-            self.calls.append(partial(torch.mm, head, flat[:h], out=pair_flat))
+            self.calls.append(combination(head, flat[:, :h], pair_flat))
             self.calls += multiply(scores, values, tokens[h])
-        self.calls.append(partial(torch.mm, weights[-1], flat, out=pair_flat[:1]))
-        value = layout.parts(scores)[0] if members == 2 else scores
+        now, spare = (layout.token(X) for X in rest.view(2, lanes, *lane).unbind())
+        self.calls.append(combination(weights[-1], flat, rows(rest.view(2, lanes, 1, *lane)[0])))
+        value = layout.parts(now)[0] if members == 2 else now
         self.calls.append(partial(layout.diagonal(value).add_, identity))
-        now, spare = scores, values
         for _ in range(squarings):
             self.calls += multiply(now, now, spare)
             now, spare = spare, now

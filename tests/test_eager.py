@@ -1,0 +1,83 @@
+"""The eager kernel: chunks, lanes and groups change nothing but the speed."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+import torch
+
+import neural_expm
+from neural_expm.kernels import compiled, layout
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """No compiled kernel."""
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
+    compiled.forget()
+    yield monkeypatch
+    compiled.forget()
+
+
+@pytest.fixture
+def threads():
+    """Sets their number, and sets it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def both(A: torch.Tensor, G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = A.clone().requires_grad_()
+    value = neural_expm.expm(leaf)
+    return value.detach(), torch.autograd.grad(value, leaf, G)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize("count", [4099, 12_000])
+def test_threads_share_a_batch_in_lanes(eager, threads, dtype, count):
+    """4099: two chunks of odd length, so that the last reaches back."""
+    A, G = (torch.randn(count, 3, 3, dtype=dtype, generator=cases.generator(i)) / 2 for i in (0, 1))
+    A[::7] *= 1e-2  # groups
+    A[5] = torch.nan
+    threads(1)
+    expected = both(A, G)
+    for number in (2, 3):
+        threads(number)
+        assert layout.tape_layout(A, count, 1)[0].lanes == (number if count * 9 > layout.SHARED_FROM else 1)
+        for got, wanted in zip(both(A, G), expected, strict=True):
+            torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("n", [3, 6, 9, 20])
+def test_chunks_of_any_length_give_the_same(eager, n):
+    A, G = (torch.randn(300, n, n, generator=cases.generator(i)) / n for i in (0, 1))
+    A[::5] *= 20
+    expected = both(A, G)
+    for size in (1 << 12, 1 << 15):
+        eager.setattr(layout, "CHUNK_BYTES", size)
+        for got, wanted in zip(both(A, G), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_a_tape_is_kept_for_its_weights_alone(eager):
+    """Two networks of one shape, evaluated in turns in the same memory."""
+    A = torch.randn(500, 3, 3, dtype=torch.float64, generator=cases.generator(0)) / 3
+    coarse, fine = (lambda: neural_expm.expm(A, rtol=1e-2)), (lambda: neural_expm.expm(A))
+    first = coarse(), fine()
+    for _ in range(2):
+        assert torch.equal(coarse(), first[0])
+        assert torch.equal(fine(), first[1])
+    assert not torch.equal(*first)
+
+
+def test_uninitialised_memory_is_never_read(eager):
+    """Tapes work in memory that still holds what was there before: poison it."""
+    from neural_expm.kernels import tape
+
+    A = torch.randn(400, 4, 4, generator=cases.generator(0)) / 2
+    expected = both(A, A)
+    for memory in tape._kept.memory.values():
+        memory.fill_(torch.nan)
+    for got, wanted in zip(both(A, A), expected, strict=True):
+        assert torch.equal(got, wanted)
