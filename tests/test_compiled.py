@@ -310,18 +310,20 @@ def test_two_threads_at_the_first_call(ready):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_after_fork(ready):
     A = matrices(5000, 3, torch.float32)
-    expected = neural_expm.expm(A)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = neural_expm.expm(A)  # wakes a pool of OpenMP threads, which does not survive a fork
     compiled._shapes.setdefault(("expm", 7, torch.float32), compiled._Shape()).state = "building"
     child = os.fork()
     if not child:
-        # A pool of OpenMP threads does not survive a fork, in torch's own operations neither: one thread, and a limit.
         signal.alarm(60)
-        torch.set_num_threads(1)
-        good = (
-            torch.equal(neural_expm.expm(A), expected)
-            and compiled.state()["expm", 7, torch.float32] == "waiting"
-        )
+        value = neural_expm.expm(A)
+        torch.set_num_threads(1)  # torch's own operations would wait for the pool for ever
+        # Which matrices share a register, and so a rung, depends on the number of threads.
+        good = relative(value, expected) < ROUNDINGS
+        good &= compiled.state()["expm", 7, torch.float32] == "waiting"
         os._exit(0 if good else 1)
+    torch.set_num_threads(before)
     assert os.waitpid(child, 0)[1] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -11,6 +12,19 @@ from torch import Tensor
 
 # Multiply-adds that one more thread is worth: some ten microseconds, what it takes to wake one that waits.
 WORK_PER_THREAD = 1 << 17
+
+
+# A child after a fork has none of the threads that OpenMP keeps, and would wait for them for ever.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Source(ctypes.Structure):
@@ -60,6 +74,8 @@ class Library:
         return Source(A.data_ptr(), matrix * parts, row * parts, column * parts, A.is_conj())
 
     def _threads(self, count: int, products: int) -> int:
+        if _forked:
+            return 1
         work = count * products * self.n**3 * self.parts**2
         return max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
 

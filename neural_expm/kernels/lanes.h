@@ -13,7 +13,6 @@
 #include <cstring>
 #include <limits>
 #include <new>
-#include <pthread.h>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -192,13 +191,10 @@ inline void store(num* X, const int64_t* at, int lanes, real* out) {
 // --- the loop over the batch --------------------------------------------------------------------------------------------
 
 // The threads of the OpenMP runtime that torch has loaded, where it is GNU's: they wait for work already, while a new
-// thread comes late and finds the processors taken by those that wait.  A child after a fork has none of them.
+// thread comes late and finds the processors taken by those that wait.
 extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags) __attribute__((weak));
 extern "C" int omp_get_thread_num() __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
-
-bool forked = false;
-[[maybe_unused]] const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 // body(part, first, last) for contiguous parts of the batch that begin at a multiple of GRAIN.
 template <int GRAIN, class Body>
@@ -210,7 +206,7 @@ void in_threads(int64_t count, int64_t threads, const Body& body) {
     body(t, first, std::min(count, groups * (t + 1) / threads * GRAIN));
   };
   if (threads == 1) return part(0);
-  if (GOMP_parallel && omp_get_thread_num && omp_get_num_threads && !forked) {
+  if (GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
     const auto work = [&] {  // inside another parallel region there may be fewer threads than asked for
       for (int64_t t = omp_get_thread_num(); t < threads; t += omp_get_num_threads()) part(t);
     };
