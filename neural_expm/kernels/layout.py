@@ -27,16 +27,21 @@ SHARED_FROM = 32768
 Call = Callable[[], object]
 
 
-class BatchFirst:
-    """Matrices as (count, n, n): products are batched GEMMs."""
+class _OneLane:
+    """A layout that leaves the sharing among threads to the products."""
 
-    dims = (-2, -1)
     lanes = 1
 
     @staticmethod
     def token(X: Tensor) -> Tensor:
         """A token from its only lane."""
         return X[0]
+
+
+class BatchFirst(_OneLane):
+    """Matrices as (count, n, n): products are batched GEMMs."""
+
+    dims = (-2, -1)
 
     @staticmethod
     def shape(count: int, n: int, members: int) -> tuple[int, ...]:
@@ -242,18 +247,11 @@ class Lanes:
         return X.diagonal(dim1=-3, dim2=-2)
 
 
-class Alone:
+class Alone(_OneLane):
     """One matrix, (n, n); a pair lies side by side as (n, 2n), [X | dX], so that Q [V | dV] is one product.
 
     Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
     """
-
-    lanes = 1
-
-    @staticmethod
-    def token(X: Tensor) -> Tensor:
-        """A token from its only lane."""
-        return X[0]
 
     @staticmethod
     def shape(count: int, n: int, members: int) -> tuple[int, ...]:
