@@ -50,8 +50,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     baseline = "torch.linalg.matrix_exp" if records[0]["baseline"] == "torch" else "the exact algorithm"
     e = result["environment"]
     axes.set_xlabel(
-        f"times faster than {baseline} (torch {e['torch']}, {e['cpu']}, {e['threads']} threads)\n"
-        "bars: median, whiskers: quartiles"
+        f"times faster than {baseline}; bars: median, whiskers: quartiles\n"
+        f"torch {e['torch']}, {e['cpu']}, {e['threads']} threads"
     )
     figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
