@@ -23,6 +23,8 @@ BATCH_LAST_COUNT = 256
 # has more than the entries from which on torch shares an operation among threads.
 CHUNK_BYTES = 1 << 18
 SHARED_FROM = 32768
+# On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
+GPU_CHUNK_BYTES = 1 << 26
 
 Call = Callable[[], object]
 
@@ -326,7 +328,7 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
         return Alone, 1
     if layout_for(n, count) is BatchFirst:
         return BatchFirst, length
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if A.device.type == "cpu" else 1
     shared = SHARED_FROM // (n * n) + 1
     if threads == 1 or count < shared + threads:
         return _lanes(1), length
@@ -337,7 +339,8 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
 
 def chunk_length(A: Tensor, count: int, members: int = 1) -> int:
     """Matrices in a chunk: even parts of at most CHUNK_BYTES a thread; of pairs with a derivative for two members."""
-    most = max(1, CHUNK_BYTES * torch.get_num_threads() // (A.shape[-1] ** 2 * A.element_size() * members))
+    room = CHUNK_BYTES * torch.get_num_threads() if A.device.type == "cpu" else GPU_CHUNK_BYTES
+    most = max(1, room // (A.shape[-1] ** 2 * A.element_size() * members))
     parts = -(-count // most)
     return -(-count // parts) if count else 1
 
