@@ -76,7 +76,8 @@ def sign(
     Args:
         A: shape (\*, n, n), as for :func:`expm`.
         model, rtol, outside, grad, return_report: as for :func:`expm`; the exact algorithm is scaled Newton with a
-            Schur–Parlett rescue.
+            Schur–Parlett rescue, asked only after a few steps of it have not brought the matrix within reach of the
+            network (``refused.py``).
 
     Returns:
         sign(A), same shape, dtype and device.

@@ -144,9 +144,8 @@ def _build(shape: _Shape, key: Key) -> None:
         source, defines, stem = _recipe(*key)
         library = toolchain.build(source, defines, toolchain.library_path(source, defines, stem))
         _accept(shape, library, key)
-    except (
-        Exception
-    ) as error:  # whatever it is, it must not reach a caller who asked for a function of a matrix
+    except Exception as error:
+        # Whatever it is, it must not reach a caller who asked for a function of a matrix.
         _give_up(shape, key, error)
 
 

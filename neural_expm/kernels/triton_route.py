@@ -82,9 +82,8 @@ class Kernel:
     def _try(self, compute: Callable[[], Any]) -> Any:
         try:
             return compute()
-        except (
-            Exception
-        ) as error:  # whatever it is, it must not reach a caller who asked for a matrix function
+        except Exception as error:
+            # Whatever it is, it must not reach a caller who asked for a matrix function.
             _give_up(self.key, error)
             return None
 
@@ -233,5 +232,6 @@ class Traced:
         """Of the operator, if the kernel for such matrices is there, checking it if need be."""
         return self.numbers[dtype] if lookup(self.network, n, dtype, device) else None
 
-    # A tracer runs this and takes the result as a constant (as in ``functions._prepare_program``).
+    # A tracer runs this and takes the result as a constant (as in ``functions._prepare_program``, for the same reason);
+    # type checkers know of no attributes of functions.
     parameters._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -16,7 +16,6 @@ check, and the stages may be the steepest ones.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from ..kernels.layout import layout_for
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
+from .outcome import Outcome
 from .pretrained import Pretrained
 
 # The stages of a pass, their R_t where the spectrum may be complex, and the scale that the first stage wants.
@@ -42,38 +42,6 @@ CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_s
 ACCEPTED = 16.0
 # Share of the matrices of a chunk that must be done before the others are moved together.
 WORTH_MOVING = 1 / 8
-
-
-@dataclass
-class Outcome:
-    """Of each matrix: how it was scaled, how many passes it took, its residual η, and why it failed if it did."""
-
-    scale: Tensor
-    passes: Tensor
-    hermitian: Tensor
-    residual: Tensor
-    products_per_pass: tuple[int, int]  # of a general matrix, and of a Hermitian one
-    kernel: str = "eager"
-    reason: Tensor | None = None
-    details: dict[str, Tensor] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Tensor]:
-        """``bound``, ``products`` and ``squarings`` of each matrix."""
-        if not self.details:
-            eta = self.residual.double().clamp(max=1.0)
-            # 1 − √(1 − η) without cancellation
-            bound = eta / (1 + torch.sqrt(1 - eta))
-            general, hermitian = self.products_per_pass
-            self.details = {
-                "bound": bound,
-                "products": self.passes * torch.where(self.hermitian, hermitian, general),
-                "squarings": torch.zeros_like(self.passes),
-            }
-        return self.details
-
-    def computed(self) -> Tensor:
-        """The passes of the matrices that the network answers for, 0 for the others."""
-        return self.passes if self.reason is None else torch.where(self.reason == 0, self.passes, 0)
 
 
 class _Composition(Pretrained, nn.Module):
