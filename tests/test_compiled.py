@@ -48,7 +48,7 @@ def libraries(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def fresh(monkeypatch):
+def fresh(monkeypatch, no_assembler):
     """As in a new process, in automatic mode."""
     monkeypatch.setenv("NEURAL_EXPM_COMPILE", "auto")
     monkeypatch.delenv("CXX", raising=False)

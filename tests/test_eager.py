@@ -11,8 +11,8 @@ from neural_expm.kernels import compiled, layout
 
 
 @pytest.fixture
-def eager(monkeypatch):
-    """No compiled kernel."""
+def eager(monkeypatch, no_assembler):
+    """Neither a compiled nor an assembled kernel."""
     monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
     compiled.forget()
     yield monkeypatch

@@ -17,7 +17,7 @@ pytestmark = QUIET
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch):
+def asked(monkeypatch, no_assembler):
     """The kernels are asked for, and may run on the device of the tests."""
     monkeypatch.setenv("NEURAL_EXPM_TRITON", "1")
     monkeypatch.setattr(triton_route, "DEVICES", (DEVICE.type,))

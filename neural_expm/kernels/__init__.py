@@ -1,7 +1,8 @@
 """The arithmetic: ``reference`` defines what is right, the others are faster.
 
-``eager`` runs anywhere that torch does; ``compiled`` is C++ for small matrices on a CPU.  A kernel that cannot be had
-is never an error: ``eager`` answers.  The Triton kernels (``triton_exponential``, ``triton_composition``) are for CUDA
+``eager`` runs anywhere that torch does; ``assembled`` is machine code for small matrices on x86-64, made without a
+compiler; ``compiled`` is C++ for matrices on any CPU.  A kernel that cannot be had is never an error: the next simpler
+one answers, ``eager`` in the end.  The Triton kernels (``triton_exponential``, ``triton_composition``) are for CUDA
 devices.  They agree with the reference in Triton's interpreter and compile for a GPU, but have not been run on one
 yet, so they answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton_route``).
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 
 def available() -> dict[str, str]:
-    """What each kernel can do here, in words: ``"eager"``, ``"compiled"``, ``"triton"``."""
+    """What each kernel can do here, in words: ``"eager"``, ``"assembled"``, ``"compiled"``, ``"triton"``."""
     from . import compiled, toolchain
 
     made = [
@@ -23,9 +24,24 @@ def available() -> dict[str, str]:
         compiler = str(error)
     return {
         "eager": "always",
+        "assembled": _assembled(),
         "compiled": "; ".join([compiler, *made]),
         "triton": _triton(),
     }
+
+
+def _assembled() -> str:
+    from . import assembled
+
+    try:
+        registers = "AVX-512" if assembled.wide() else "AVX2"
+    except assembled.Unavailable as error:
+        return str(error)
+    made = [
+        f"expm n = {n} {str(dtype)[6:]} {state}"
+        for (n, dtype), state in sorted(assembled.state().items(), key=str)
+    ]
+    return "; ".join([registers, *([assembled.failure()] if assembled.failure() else []), *made])
 
 
 def _triton() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import abstractmethod
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,51 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads_for(work: int) -> int:
+    """How many threads so many multiply-adds are worth."""
+    return 1 if _forked else max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
+
+
+def share(count: int, grain: int, work: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
+    """Parts of a batch for the threads that it is worth: how many, and where each begins and the last one ends.
+
+    Args:
+        count: matrices.
+        grain: parts begin at a multiple of it.
+        work: multiply-adds for one matrix.
+    """
+    groups = -(-count // grain)
+    parts = min(threads_for(count * work), groups)
+    begins = [groups * part // parts * grain for part in range(parts)]
+    return parts, (ctypes.c_int64 * (parts + 1))(*begins, count)
+
+
+@lru_cache(maxsize=1)
+def _gomp() -> Any:
+    """GNU's entry into a parallel region, of whichever OpenMP runtime torch has loaded; None where there is none."""
+    try:
+        function = ctypes.CDLL(None).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    function.restype = None
+    return function
+
+
+def parallel(body: int, job: ctypes.Structure, threads: int) -> None:
+    """Call the function at address ``body`` with ``job`` in so many of the threads that torch keeps waiting."""
+    run = _gomp() if threads > 1 else None
+    if run is None:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(ctypes.addressof(job))
+    else:
+        run(body, ctypes.addressof(job), threads, 0)
+
+
+def readable(A: Tensor) -> bool:
+    """Whether the kernels can read the memory of A; fake, functional and other wrapped tensors have none."""
+    return type(A) in (Tensor, torch.nn.Parameter) and not A.is_neg()
 
 
 class Source(ctypes.Structure):
@@ -74,10 +120,7 @@ class Library:
         return Source(A.data_ptr(), matrix * parts, row * parts, column * parts, A.is_conj())
 
     def _threads(self, count: int, products: int) -> int:
-        if _forked:
-            return 1
-        work = count * products * self.n**3 * self.parts**2
-        return max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
+        return threads_for(count * products * self.n**3 * self.parts**2)
 
 
 def checked(status: int) -> bool:

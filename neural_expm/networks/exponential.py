@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
-from ..kernels import compiled, eager, triton_route
+from ..kernels import assembled, compiled, eager, triton_route
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
@@ -95,7 +95,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return self._run_compiled(kernel, A, trust, None)
-        plan = plan_for(A, self.ladder, trust)
+        plan = self._plan(A, assembled.find(A), trust)
         plan.squares = None
         return plan
 
@@ -113,20 +113,31 @@ class EquivariantExponential(Pretrained, nn.Module):
         kernel = compiled.find(A)
         if kernel is not None:
             return out, self._run_compiled(kernel, A, trust, out)
-        plan = plan_for(A, self.ladder, trust)
+        code = assembled.find(A)
+        plan = self._plan(A, code, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
-            weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential(A, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+            network = tier.packed(A.dtype.to_real(), A.device), tier.identity, rung.squarings
+            if code is not None:
+                code.exponential(A, *network, out, rows)
+            else:
+                eager.exponential(A, *network, out, rows, plan.squares)
         plan.squares = None
         return out, plan
+
+    def _plan(self, A: Tensor, code: assembled.Kernel | None, trust: bool) -> Plan:
+        """For the assembled or the eager kernel."""
+        plan = plan_for(A, self.ladder, trust, square_first=code is None)
+        if code is not None:
+            plan.kernel = "assembled"
+        return plan
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
         reason = reasons(A, levels, self.ladder) if outside else None
-        return Plan(None, levels, self.ladder, A.shape[0], A.device, reason)
+        return Plan(None, levels, self.ladder, A.shape[0], A.device, reason, kernel="compiled")
 
     def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> TieredPlan | None:
         """Under ``trust`` without a word to the host."""
@@ -141,8 +152,9 @@ class EquivariantExponential(Pretrained, nn.Module):
         elif bool((levels > last).any()):
             reason = reasons(A, levels, self.ladder)
         count, device = A.shape[0], A.device
+        tiers = self.config["tiers"]
         return TieredPlan(
-            None, levels, self.ladder, count, device, reason, tiers=self.config["tiers"], got=tuple(got)
+            None, levels, self.ladder, count, device, reason, kernel="triton", tiers=tiers, got=tuple(got)
         )
 
     def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
@@ -203,11 +215,12 @@ class EquivariantExponential(Pretrained, nn.Module):
             levels = plan.by_row().clamp_min(floor)
             kernel.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
             return out
+        code = assembled.find(A) or eager
         for rung, rows in plan.by_group():
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+            code.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> triton_route.Traced:

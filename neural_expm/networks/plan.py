@@ -24,22 +24,19 @@ SINGLE_SHARPER_N = 64
 class Plan:
     """Who computes what, and what the report says: groups of rows with one rung each, or the rung of every row.
 
-    The eager kernel computes group by group; the compiled one sorts rows by itself and hands back ``levels``.
+    The eager and the assembled kernel compute group by group; the compiled one sorts rows by itself and hands back
+    ``levels``.
     """
 
     groups: list[tuple[Rung, Tensor | None]] | None
-    levels: Tensor | None  # index of each row's rung, their number for rows outside; not of the eager kernel
+    levels: Tensor | None  # index of each row's rung, their number for rows outside; where there are no groups
     ladder: Ladder
     batch: int
     device: torch.device
     reason: Tensor | None = None  # None: every matrix is inside
     squares: Tensor | None = None
+    kernel: str = "eager"  # which one the plan was made for
     details: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def kernel(self) -> str:
-        """Which kernel the plan was made for."""
-        return "eager" if self.levels is None else "compiled"
 
     def describe(self) -> dict[str, Tensor]:
         """``bound``, ``products`` and ``squarings`` of each matrix, as computed (after merging of groups)."""
@@ -79,11 +76,6 @@ class TieredPlan(Plan):
     tiers: list[dict[str, Any]] = field(default_factory=list)
     got: tuple[Tensor, ...] = ()
 
-    @property
-    def kernel(self) -> str:
-        """Which kernel computed."""
-        return "triton"
-
     def describe(self) -> dict[str, Tensor]:
         """As :meth:`Plan.describe`."""
         if not self.details:
@@ -99,18 +91,19 @@ class TieredPlan(Plan):
         return self.details
 
 
-def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
-    """Pick a rung for each matrix, for the eager kernel.
+def plan_for(A: Tensor, ladder: Ladder, trust: bool = False, square_first: bool = True) -> Plan:
+    """Pick a rung for each matrix, for the eager or the assembled kernel.
 
     Args:
         A: shape (batch, n, n).
         trust: never call a matrix outside: what no rung serves gets the last one.
+        square_first: form A² where its norm is worth it; False for a kernel that has no use for it.
     """
     count, n = A.shape[:2]
     norm = frobenius_norm(A)
     if count == 1:
         return _plan_of_one(A, norm, ladder, trust)
-    squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
+    squares = torch.bmm(A, A) if square_first and n >= SQUARE_FIRST_N and count else None
     low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
     if not high <= ladder.radius:  # or NaN: let the sharper bound decide who is outside
         levels = ladder.levels(norm := norm_bound(A))

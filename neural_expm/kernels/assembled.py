@@ -1,0 +1,276 @@
+"""exp by machine code that needs no compiler: written in milliseconds, in memory, for x86-64 with AVX2 or AVX-512.
+
+The kernel has the face of ``eager``, which answers where there is none: on another processor, under a system that
+allows no new code, where the check of fresh code fails, or under NEURAL_EXPM_ASSEMBLE=0, for shapes first met then.
+The reason is logged once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import os
+import platform
+import sys
+import threading
+from collections import OrderedDict
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .assembled_program import Job, Program, Shape
+from .calling import parallel, readable, share
+
+log = logging.getLogger("neural_expm")
+
+# Largest n that is faster so than through batched GEMMs (benchmarks/scaling.py).
+LARGEST_N = 20
+# Relative error that the check of fresh code allows: a few hundred roundings.
+CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
+TABLES = 64  # tables of weights that a kernel keeps
+
+# --- machine code in memory -------------------------------------------------------------------------------------------
+
+
+class Unavailable(Exception):
+    """No machine code here, and why."""
+
+
+@lru_cache(maxsize=1)
+def wide() -> bool:
+    """Whether vector registers are those of AVX-512; else those of AVX2.
+
+    Raises:
+        Unavailable: there is neither, or the system is not one that the code is written for.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64") or not sys.platform.startswith(
+        ("linux", "darwin")
+    ):
+        raise Unavailable(f"no assembler for {platform.machine()} under {sys.platform}")
+    capability = torch.backends.cpu.get_cpu_capability()
+    if not capability.startswith(("AVX2", "AVX512")):
+        raise Unavailable(f"the assembler needs AVX2, torch finds {capability}")
+    return capability.startswith("AVX512")
+
+
+def executable(code: bytes) -> int:
+    """The address of a copy that can be executed and no longer be written to, for the life of the process.
+
+    Raises:
+        Unavailable: the system does not allow it.
+    """
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+        libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        address = libc.mmap(
+            None, len(code), mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+        )
+        if address in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        ctypes.memmove(address, code, len(code))
+        if libc.mprotect(address, len(code), mmap.PROT_READ | mmap.PROT_EXEC):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except (OSError, AttributeError) as error:
+        raise Unavailable(f"the system allows no new machine code ({error})") from error
+    return address
+
+
+class _Workspace(threading.local):
+    """Of one calling thread, reused; grows."""
+
+    memory: Tensor | None = None
+
+    def address(self, size: int) -> int:
+        """Where ``size`` bytes begin, on the boundary of a register."""
+        if self.memory is None or self.memory.shape[0] < size + 64:
+            with torch.inference_mode(False):
+                self.memory = torch.empty(size + 64, dtype=torch.uint8)
+        return -(-self.memory.data_ptr() // 64) * 64
+
+
+_workspace = _Workspace()
+
+
+# --- a kernel ---------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """exp and its Fréchet derivative for one n and dtype; tensors are on the CPU.
+
+    Raises:
+        Unavailable: see :func:`wide` and :func:`executable`; or the code computes wrongly.
+    """
+
+    name = "assembled"
+
+    def __init__(self, n: int, dtype: torch.dtype) -> None:
+        self.n, self.dtype, self.wide = n, dtype, wide()
+        self._programs: dict[tuple[int, bool, bool], tuple[Program, int]] = {}
+        self._tables: OrderedDict[tuple[int, int], tuple[list[Tensor], Tensor]] = OrderedDict()
+        error = self.discrepancy()
+        if not error <= CHECK[dtype.to_real()]:
+            raise Unavailable(f"the assembled code is wrong (relative error {error:.1e})")
+
+    def exponential(
+        self,
+        A: Tensor,
+        weights: list[Tensor],
+        identity: float,
+        squarings: int,
+        out: Tensor,
+        rows: Tensor | None = None,
+    ) -> None:
+        """As ``eager.exponential``."""
+        self._run(A, None, weights, identity, squarings, out, rows)
+
+    def exponential_frechet(
+        self,
+        A: Tensor,
+        E: Tensor,
+        weights: list[Tensor],
+        identity: float,
+        squarings: int,
+        out: Tensor,
+        rows: Tensor | None = None,
+    ) -> None:
+        """As ``eager.exponential_frechet``."""
+        self._run(A, E, weights, identity, squarings, out, rows)
+
+    def _run(
+        self,
+        A: Tensor,
+        E: Tensor | None,
+        weights: list[Tensor],
+        identity: float,
+        squarings: int,
+        out: Tensor,
+        rows: Tensor | None,
+    ) -> None:
+        n, count = self.n, A.shape[0] if rows is None else rows.shape[0]
+        if not count:
+            return
+        transposed = A.stride()[1:] == (1, n)
+        A = A if transposed else _by_rows(A)
+        members, products = (1 if E is None else 2), len(weights)
+        program, address = self._program(members, transposed, A.is_conj())
+        work = (products + squarings) * (2 * members - 1) * n**3
+        parts, begins = share(count, program.asm.lanes, work)
+        step = program.workspace(products)
+        size = A.element_size()
+        job = Job(
+            parts=parts,
+            begins=ctypes.addressof(begins),
+            matrices=A.data_ptr(),
+            matrices_step=A.stride(0) * size,
+            out=out.data_ptr(),
+            out_step=n * n * size,
+            rows=0 if rows is None else rows.data_ptr(),
+            last=count - 1,
+            workspace=_workspace.address(step * parts),
+            workspace_step=step,
+            weights=self._table(weights, identity, squarings, program.asm.lanes).data_ptr(),
+            products=products,
+            squarings=squarings,
+        )
+        if E is not None:
+            E = _by_rows(E.resolve_conj().resolve_neg())
+            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * size
+        parallel(address, job, parts)
+
+    def _program(self, members: int, transposed: bool, conjugate: bool) -> tuple[Program, int]:
+        """The program for such A, and the address of its code."""
+        key = members, transposed, conjugate
+        if key not in self._programs:
+            double, is_complex = self.dtype.to_real() is torch.float64, self.dtype.is_complex
+            program = Program(Shape(self.n, double, is_complex, *key, self.wide))
+            self._programs[key] = program, executable(program.code())
+        return self._programs[key]
+
+    def _table(self, weights: list[Tensor], identity: float, squarings: int, lanes: int) -> Tensor:
+        """The weights as the program reads them, each in all lanes of a register."""
+        known = self._tables.get((id(weights), squarings))
+        if known is None:
+            scale = 2.0**-squarings
+            head = torch.tensor([scale, -scale, identity], dtype=self.dtype.to_real())
+            table = torch.cat([head, *(w.reshape(-1) for w in weights)])[:, None].repeat(1, lanes)
+            # The list is kept alive, so that its id names no other one.
+            self._tables[id(weights), squarings] = known = weights, table
+            if len(self._tables) > TABLES:
+                self._tables.popitem(last=False)
+        return known[1]
+
+    def discrepancy(self) -> float:
+        """Largest relative difference from the eager kernel, over a small batch with a fixed seed."""
+        n, real = self.n, self.dtype.to_real()
+        generator = torch.Generator().manual_seed(n)
+        A, E = torch.randn(2, 19, n, n, dtype=self.dtype, generator=generator) / n
+        weights = [torch.rand(k, h, dtype=real, generator=generator) for k, h in ((2, 2), (2, 3), (1, 4))]
+        rows = torch.arange(A.shape[0]).flip(0)
+        worst = 0.0
+        for operands, name in (((A,), "exponential"), ((A.mH, E), "exponential_frechet")):
+            got, expected = torch.zeros_like(A), torch.zeros_like(A)
+            getattr(self, name)(*operands, weights, -0.5, 2, got, rows)
+            getattr(eager, name)(*operands, weights, -0.5, 2, expected)
+            worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
+        return worst
+
+
+def _by_rows(A: Tensor) -> Tensor:
+    """A with each matrix contiguous; a copy where it is not."""
+    n = A.shape[-1]
+    return A if A.stride()[1:] == (n, 1) else A.contiguous()
+
+
+# --- which shapes have one --------------------------------------------------------------------------------------------
+
+_kernels: dict[tuple[int, torch.dtype], Kernel | None] = {}
+_failure = ""  # the first one, in words; logged once
+
+
+def find(A: Tensor) -> Kernel | None:
+    """The kernel for a batch of shape (batch, n, n), None if there is none."""
+    n = A.shape[-1]
+    if not 2 <= n <= LARGEST_N or A.device.type != "cpu" or not readable(A) or torch.compiler.is_compiling():
+        return None
+    key = n, A.dtype
+    if key not in _kernels:
+        _kernels[key] = _make(*key)
+    return _kernels[key]
+
+
+def _make(n: int, dtype: torch.dtype) -> Kernel | None:
+    global _failure
+    if os.environ.get("NEURAL_EXPM_ASSEMBLE", "1").lower() in ("0", "never", "off"):
+        return None
+    try:
+        return Kernel(n, dtype)
+    except Exception as error:
+        # Whatever it is, it must not reach a caller who asked for a function of a matrix.
+        if not _failure:
+            _failure = f"no assembled kernel for n = {n}, {dtype}: {error}"
+            # Another processor is ordinary; anything else the user may want to know.
+            level = logging.INFO if "assembler" in str(error) else logging.WARNING
+            log.log(level, "%s; the eager kernel answers", _failure)
+        return None
+
+
+def failure() -> str:
+    """Why an assembled kernel could not be had, in words; empty where none has failed."""
+    return _failure
+
+
+def state() -> dict[tuple[int, torch.dtype], str]:
+    """Of each (n, dtype) asked for: ``"ready"`` or ``"none"``."""
+    return {key: "none" if kernel is None else "ready" for key, kernel in list(_kernels.items())}
+
+
+def forget() -> None:
+    """Start anew, as a fresh process would."""
+    global _failure
+    _kernels.clear()
+    _failure = ""

@@ -1,0 +1,360 @@
+"""An assembler for the few x86-64 instructions that a kernel needs, with registers of AVX2 (VEX) or AVX-512 (EVEX).
+
+Names and encodings: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, chapters 2 (prefixes,
+ModRM, VEX, EVEX) and 3 to 6 (instructions).  Operands come destination first, as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# General registers by their numbers in the manual.
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = range(16)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """[base + 8·index + offset]."""
+
+    base: int
+    offset: int = 0
+    index: int | None = None
+
+    def __add__(self, bytes_: int) -> Memory:
+        return Memory(self.base, self.offset + bytes_, self.index)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A register's worth of bytes behind the code."""
+
+    name: str
+
+
+Vector = int  # number of a vector register
+Source = Vector | Memory | Constant
+
+_CONDITIONS = {
+    "below": 0x2,
+    "equal": 0x4,
+    "unequal": 0x5,
+    "less": 0xC,
+    "at_least": 0xD,
+    "at_most": 0xE,
+    "greater": 0xF,
+}
+_CALLEE_SAVED = (RBX, RBP, R12, R13, R14, R15)
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """A vector instruction: opcode, opcode map, mandatory prefix of single and of double precision."""
+
+    opcode: int
+    map: int
+    prefix: tuple[int, int]
+
+
+_MULTIPLY = _Operation(0x59, 1, (0, 1))
+_ADD = _Operation(0x58, 1, (0, 1))
+_FMA, _FNMA = _Operation(0xB8, 2, (1, 1)), _Operation(0xBC, 2, (1, 1))
+_PERMUTE_TWO = _Operation(0x7F, 2, (1, 1))
+_LOAD, _STORE = _Operation(0x10, 1, (0, 0)), _Operation(0x11, 1, (0, 0))  # vmovups
+# Of some entries: vmovups or vmovupd under a mask for AVX-512, vmaskmovps for AVX2.
+_LOAD_SOME, _STORE_SOME = _Operation(0x10, 1, (0, 1)), _Operation(0x11, 1, (0, 1))
+_LOAD_MASKED, _STORE_MASKED = _Operation(0x2C, 2, (1, 1)), _Operation(0x2E, 2, (1, 1))
+_MASK = 1  # number of the mask register; 0 means none
+
+
+@dataclass
+class Assembler:
+    """Machine code, one instruction a call.
+
+    Attributes:
+        wide: AVX-512 registers of 64 bytes, 32 of them; else AVX2 ones of 32 bytes, 16 of them.
+        double: entries of 8 bytes; else of 4.
+        code: the bytes so far.
+    """
+
+    wide: bool
+    double: bool
+    code: bytearray = field(default_factory=bytearray)
+    _labels: dict[str, int] = field(default_factory=dict)
+    _jumps: list[tuple[int, str]] = field(default_factory=list)
+    _constants: dict[bytes, Constant] = field(default_factory=dict)
+    _names: int = 0
+
+    @property
+    def register_bytes(self) -> int:
+        """Of a vector register."""
+        return 64 if self.wide else 32
+
+    @property
+    def registers(self) -> int:
+        """How many vector registers there are."""
+        return 32 if self.wide else 16
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of a real number."""
+        return 8 if self.double else 4
+
+    @property
+    def lanes(self) -> int:
+        """Numbers in a vector register."""
+        return self.register_bytes // self.entry_bytes
+
+    def finished(self) -> bytes:
+        """The code with its jumps resolved and its constants behind it."""
+        self.code += bytes(-len(self.code) % 64)
+        for content, constant in self._constants.items():
+            self.label(constant.name)
+            self.code += content
+        for at, name in self._jumps:
+            self.code[at : at + 4] = (self._labels[name] - at - 4).to_bytes(4, "little", signed=True)
+        return bytes(self.code)
+
+    # --- vectors ------------------------------------------------------------------------------------------------------
+
+    def load(self, to: Vector, source: Memory | Constant) -> None:
+        """A register from memory, aligned or not: vmovups."""
+        self._vector(_LOAD, to, 0, source, False)
+
+    def store(self, to: Memory, source: Vector) -> None:
+        """A register to memory, aligned or not: vmovups."""
+        self._vector(_STORE, source, 0, to, False)
+
+    def copy(self, to: Vector, source: Vector) -> None:
+        """A register from another: vmovups."""
+        self._vector(_LOAD, to, 0, source, False)
+
+    def choose(self, entries: int, mask: Vector) -> None:
+        """The first ``entries`` of a register are what :meth:`load_some` and :meth:`store_some` mean.
+
+        Args:
+            mask: a register that AVX2 needs to remember; RAX is lost with AVX-512.
+        """
+        if self.wide:
+            self.constant(RAX, (1 << entries) - 1)
+            self.code += bytes((0xC5, 0xF8, 0x92, 0xC0 | _MASK << 3))  # kmovw
+        else:
+            chosen = entries * self.entry_bytes
+            self.load(mask, self.data(b"\xff" * chosen + bytes(self.register_bytes - chosen)))
+
+    def load_some(self, to: Vector, source: Memory, mask: Vector) -> None:
+        """The chosen entries from memory, zeros for the others; nothing else is read."""
+        if self.wide:
+            self._vector(_LOAD_SOME, to, 0, source, self.double, 0x80 | _MASK)
+        else:
+            self._vector(_LOAD_MASKED, to, mask, source, False)
+
+    def store_some(self, to: Memory, source: Vector, mask: Vector) -> None:
+        """The chosen entries to memory; nothing else is written."""
+        if self.wide:
+            self._vector(_STORE_SOME, source, 0, to, self.double, _MASK)
+        else:
+            self._vector(_STORE_MASKED, source, mask, to, False)
+
+    def zero(self, to: Vector) -> None:
+        """Zeros: vxorps, or vpxord, which is all that AVX-512F has."""
+        operation = _Operation(0xEF, 1, (1, 1)) if self.wide else _Operation(0x57, 1, (0, 0))
+        self._vector(operation, to, to, to, False)
+
+    def multiply(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← a · b: vmul."""
+        self._vector(_MULTIPLY, to, a, b, self.double)
+
+    def add(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← a + b: vadd."""
+        self._vector(_ADD, to, a, b, self.double)
+
+    def multiply_add(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← to + a · b, rounded once: vfmadd231."""
+        self._vector(_FMA, to, a, b, self.double)
+
+    def multiply_subtract(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← to − a · b, rounded once: vfnmadd231."""
+        self._vector(_FNMA, to, a, b, self.double)
+
+    def permute_two(self, to: Vector, index: Vector, other: Vector) -> None:
+        """To ← the entries of (to, other) that ``index`` names: vpermt2 (AVX-512)."""
+        self._vector(_PERMUTE_TWO, to, index, other, self.double)
+
+    def halves(self, to: Vector, a: Vector, b: Vector, upper: bool) -> None:
+        """The lower or upper halves of a and of b: vperm2f128 (AVX2)."""
+        self._vector(_Operation(0x06, 3, (1, 1)), to, a, b, False)
+        self.code.append(0x31 if upper else 0x20)
+
+    def unpack(self, to: Vector, a: Vector, b: Vector, upper: bool) -> None:
+        """Every other 8 bytes of a, each with those of b behind: vunpcklpd, vunpckhpd (AVX2)."""
+        self._vector(_Operation(0x15 if upper else 0x14, 1, (1, 1)), to, a, b, False)
+
+    def duplicate(self, to: Vector, a: Vector, odd: bool) -> None:
+        """Every other 4 bytes of a, twice each: vmovsldup, vmovshdup (AVX2)."""
+        self._vector(_Operation(0x16 if odd else 0x12, 1, (2, 2)), to, 0, a, False)
+
+    def blend_odd(self, to: Vector, a: Vector, b: Vector) -> None:
+        """The even 4 bytes of a, the odd ones of b: vblendps (AVX2)."""
+        self._vector(_Operation(0x0C, 3, (1, 1)), to, a, b, False)
+        self.code.append(0xAA)
+
+    def data(self, content: bytes) -> Constant:
+        """A constant of a register's size."""
+        return self._constants.setdefault(content, Constant(f"constant {len(self._constants)}"))
+
+    def leave_vectors(self) -> None:
+        """What code with SSE instructions wants to find: vzeroupper."""
+        self.code += b"\xc5\xf8\x77"
+
+    def _vector(
+        self, operation: _Operation, reg: int, second: int, rm: Source, wide_entries: bool, masking: int = 0
+    ) -> None:
+        # Bit 3 of each register number goes into the prefix, bit 4 into that of AVX-512; all are stored inverted.
+        if isinstance(rm, Memory):
+            x, b = 0 if rm.index is None else rm.index >> 3, rm.base >> 3
+        elif isinstance(rm, Constant):
+            x, b = 0, 0
+        else:
+            x, b = rm >> 4, rm >> 3 & 1
+        head = (~reg >> 3 & 1) << 7 | (~x & 1) << 6 | (~b & 1) << 5
+        tail = wide_entries << 7 | (~second & 15) << 3 | operation.prefix[self.double]
+        if self.wide:
+            head |= (~reg >> 4 & 1) << 4 | operation.map
+            self.code += bytes((0x62, head, tail | 4, 0x40 | (~second >> 4 & 1) << 3 | masking))
+        else:
+            self.code += bytes((0xC4, head | operation.map, tail | 4))
+        self.code.append(operation.opcode)
+        if isinstance(rm, Memory):
+            self._address(reg, rm, self.register_bytes if self.wide else 1)
+        elif isinstance(rm, Constant):
+            self.code.append((reg & 7) << 3 | 5)  # relative to the end of the instruction
+            self._target(rm.name)
+        else:
+            self.code.append(0xC0 | (reg & 7) << 3 | rm & 7)
+
+    def _address(self, reg: int, at: Memory, unit: int = 1) -> None:
+        """ModRM, SIB and offset; AVX-512 counts a short offset in whole registers."""
+        short = at.offset % unit == 0 and -128 <= at.offset // unit < 128
+        mode = 0x40 if short else 0x80
+        if at.index is None and at.base & 7 != RSP:
+            self.code.append(mode | (reg & 7) << 3 | at.base & 7)
+        else:
+            times_index = RSP << 3 if at.index is None else 3 << 6 | (at.index & 7) << 3  # RSP stands for none
+            self.code += bytes((mode | (reg & 7) << 3 | 4, times_index | at.base & 7))
+        offset, size = (at.offset // unit, 1) if short else (at.offset, 4)
+        self.code += offset.to_bytes(size, "little", signed=True)
+
+    # --- general registers --------------------------------------------------------------------------------------------
+
+    def get(self, to: int, source: Memory, bytes_: int = 8) -> None:
+        """A register from 4 or 8 bytes of memory: mov."""
+        self._general((0x8B,), to, source, bytes_ == 8)
+
+    def put(self, to: Memory, source: int, bytes_: int = 8) -> None:
+        """4 or 8 bytes of a register to memory: mov."""
+        self._general((0x89,), source, to, bytes_ == 8)
+
+    def set(self, to: int, source: int) -> None:
+        """A register from another: mov."""
+        self._general((0x8B,), to, source)
+
+    def constant(self, to: int, value: int) -> None:
+        """A register from a constant below 2³¹: mov."""
+        self._general((0xC7,), 0, to)
+        self.code += value.to_bytes(4, "little", signed=True)
+
+    def address(self, to: int, at: Memory) -> None:
+        """The address itself: lea."""
+        self._general((0x8D,), to, at)
+
+    def plus(self, to: int, source: int | Memory) -> None:
+        """To ← to + source: add."""
+        self._general((0x03,), to, source)
+
+    def minus(self, to: int, source: int | Memory) -> None:
+        """To ← to − source: sub."""
+        self._general((0x2B,), to, source)
+
+    def plus_constant(self, to: int, value: int) -> None:
+        """To ← to + value: add."""
+        self._general((0x81,), 0, to)
+        self.code += value.to_bytes(4, "little", signed=True)
+
+    def times(self, to: int, source: int | Memory) -> None:
+        """To ← to · source: imul."""
+        self._general((0x0F, 0xAF), to, source)
+
+    def compare(self, a: int, b: int | Memory) -> None:
+        """Set the flags by a − b: cmp."""
+        self._general((0x3B,), a, b)
+
+    def compare_constant(self, a: int, value: int) -> None:
+        """Set the flags by a − value: cmp."""
+        self._general((0x81,), 7, a)
+        self.code += value.to_bytes(4, "little", signed=True)
+
+    def set_if(self, condition: str, to: int, source: int) -> None:
+        """To ← source where the flags say so: cmov."""
+        self._general((0x0F, 0x40 | _CONDITIONS[condition]), to, source)
+
+    def exchange(self, a: int, b: int) -> None:
+        """Each register from the other: xchg."""
+        self._general((0x87,), a, b)
+
+    def fetch_and_add(self, to: Memory, source: int) -> None:
+        """Add to memory and learn what was there, no two threads the same: lock xadd."""
+        self.code.append(0xF0)
+        self._general((0x0F, 0xC1), source, to)
+
+    def enter(self) -> None:
+        """Push what a function has to leave as it was (System V)."""
+        for register in _CALLEE_SAVED:
+            self.code += bytes((0x41, 0x50 | register & 7)) if register > 7 else bytes((0x50 | register,))
+
+    def leave(self) -> None:
+        """Undo :meth:`enter` and return."""
+        for register in reversed(_CALLEE_SAVED):
+            self.code += bytes((0x41, 0x58 | register & 7)) if register > 7 else bytes((0x58 | register,))
+        self.back()
+
+    def back(self) -> None:
+        """Return from a subroutine: ret."""
+        self.code.append(0xC3)
+
+    def _general(self, opcode: tuple[int, ...], reg: int, rm: int | Memory, wide: bool = True) -> None:
+        if isinstance(rm, Memory):
+            x, b = 0 if rm.index is None else rm.index >> 3, rm.base >> 3
+        else:
+            x, b = 0, rm >> 3
+        self.code.append(0x40 | wide << 3 | (reg >> 3) << 2 | x << 1 | b)
+        self.code += bytes(opcode)
+        if isinstance(rm, Memory):
+            self._address(reg, rm)
+        else:
+            self.code.append(0xC0 | (reg & 7) << 3 | rm & 7)
+
+    # --- control ------------------------------------------------------------------------------------------------------
+
+    def name(self) -> str:
+        """A label that no other is."""
+        self._names += 1
+        return f"label {self._names}"
+
+    def label(self, name: str) -> str:
+        """Here is ``name``."""
+        self._labels[name] = len(self.code)
+        return name
+
+    def jump(self, name: str, condition: str = "") -> None:
+        """Go on at ``name``, always or where the flags say so: jmp, jcc."""
+        self.code += bytes((0x0F, 0x80 | _CONDITIONS[condition])) if condition else b"\xe9"
+        self._target(name)
+
+    def call(self, name: str) -> None:
+        """Go to a subroutine: call."""
+        self.code.append(0xE8)
+        self._target(name)
+
+    def _target(self, name: str) -> None:
+        self._jumps.append((len(self.code), name))
+        self.code += bytes(4)

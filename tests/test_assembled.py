@@ -1,0 +1,349 @@
+"""Machine code made without a compiler: right on AVX2 and AVX-512, and absent without a word where it cannot be had."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+
+import cases
+import pytest
+import torch
+
+import neural_expm
+from neural_expm import kernels
+from neural_expm.kernels import assembled, compiled, eager
+from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, Assembler, Memory
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20]
+
+try:
+    WIDTHS = [False, True] if assembled.wide() else [False]
+except assembled.Unavailable:
+    WIDTHS = []
+
+needs_code = pytest.mark.skipif(not WIDTHS, reason="no x86-64 processor with AVX2")
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a new process, without a compiler."""
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
+    monkeypatch.delenv("NEURAL_EXPM_ASSEMBLE", raising=False)
+    for module in (assembled, compiled):
+        module.forget()
+    yield monkeypatch
+    for module in (assembled, compiled):
+        module.forget()
+
+
+def double(A: torch.Tensor) -> torch.Tensor:
+    return A.to(torch.complex128 if A.is_complex() else torch.float64)
+
+
+def matrices(count: int, n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """Norms from tiny to a few squarings."""
+    A = torch.randn(count, n, n, dtype=dtype, generator=cases.generator(seed)) / n**0.5
+    norms = torch.logspace(-3, 0.7, count, dtype=dtype.to_real())
+    return A * norms[torch.randperm(count, generator=cases.generator(seed + 1)), None, None]
+
+
+def network(dtype: torch.dtype, products: int = 4) -> tuple[list[torch.Tensor], float, int]:
+    """Arbitrary weights: whatever they are, kernels compute the same polynomial."""
+    g = cases.generator(products)
+    heads = [torch.rand(2, h, dtype=dtype.to_real(), generator=g) / h for h in range(2, products + 1)]
+    return [*heads, torch.rand(1, products + 1, dtype=dtype.to_real(), generator=g)], 0.7, 2
+
+
+# --- against the eager kernel -----------------------------------------------------------------------------------------
+
+
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
+    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    kernel = assembled.Kernel(n, dtype)
+    lanes = (64 if wide else 32) // dtype.to_real().itemsize
+    for count in (1, lanes - 1, lanes, lanes + 1, 3 * lanes + 2):
+        A, E = (torch.randn(count + 4, n, n, dtype=dtype, generator=cases.generator(i)) / n for i in (0, 1))
+        rows = torch.randperm(count + 4, generator=cases.generator(2))[:count].sort().values
+        others = torch.ones(count + 4, dtype=torch.bool).index_fill(0, rows, False)
+        for B in (A, A.mT, A.mH):
+            for products in (1, 4):
+                for name, operands in (("exponential", (B,)), ("exponential_frechet", (B, E))):
+                    if products == 1 and name == "exponential":
+                        continue  # a square alone: the derivative has it too
+                    got, expected = (torch.full_like(A, torch.nan) for _ in range(2))
+                    if (memory := assembled._workspace.memory) is not None:
+                        memory.fill_(255)  # NaN in every precision: nothing is read before it is written
+                    getattr(kernel, name)(*operands, *network(dtype, products), got, rows)
+                    getattr(eager, name)(*operands, *network(dtype, products), expected, rows)
+                    assert bool(got[others].isnan().all()), "a matrix that was not asked for is left alone"
+                    torch.testing.assert_close(got[rows], expected[rows])
+
+
+@needs_code
+def test_a_matrix_is_computed_alike_whatever_shares_its_batch(fresh):
+    A = matrices(4000, 4, torch.float32).clamp(-0.3, 0.3)
+    before = torch.get_num_threads()
+    try:
+        together = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            together.append(neural_expm.expm(A))
+    finally:
+        torch.set_num_threads(before)
+    for other in (*together[1:], neural_expm.expm(A.flip(0)).flip(0)):
+        assert torch.equal(other, together[0])
+
+
+# --- through the public functions -------------------------------------------------------------------------------------
+
+
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 4, 9, 20])
+@pytest.mark.parametrize("count", [1, 700])
+def test_values_and_gradients_agree_with_torch(fresh, n, dtype, count):
+    A, G = matrices(count, n, dtype), matrices(count, n, dtype, seed=1)
+    wide = double(A).requires_grad_()
+    expected = torch.linalg.matrix_exp(wide)
+    (gradient,) = torch.autograd.grad(expected, wide, double(G))
+    A.requires_grad_()
+    value, report = neural_expm.expm(A, return_report=True)
+    assert report.kernel == neural_expm.explain("expm", A).kernel == "assembled"
+    assert bool(report.inside.all())
+    eps = torch.finfo(dtype).eps
+    assert cases.relative(value.detach(), expected.detach()).max() < 40 * eps
+    assert cases.relative(torch.autograd.grad(value, A, G)[0], gradient).max() < 400 * eps
+
+
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_strides(fresh, dtype):
+    n = 5
+    A = matrices(40, n, dtype)
+    G = matrices(40, n, dtype, seed=1)
+    expected = neural_expm.expm(A)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    spread = torch.zeros(80, n, 2 * n, dtype=dtype)[::2, :, ::2].copy_(A)
+    torch.testing.assert_close(neural_expm.expm(spread), expected)
+    torch.testing.assert_close(neural_expm.expm(A[::2]), expected[::2])
+    torch.testing.assert_close(neural_expm.expm(A.mT.contiguous().mT), expected)
+    torch.testing.assert_close(neural_expm.expm(A.mH), expected.mH, **close)
+    torch.testing.assert_close(neural_expm.expm(A.conj()), expected.conj(), **close)
+    torch.testing.assert_close(neural_expm.expm(A[7].expand(9, n, n)), expected[7].expand(9, n, n))
+    torch.testing.assert_close(neural_expm.expm(torch._neg_view(-A)), expected, **close)
+    leaf = A.clone().requires_grad_()
+    value = neural_expm.expm(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, G, retain_graph=True)
+    for direction in (
+        spread.copy_(G),
+        G.mT.contiguous().mT,
+        torch._neg_view(-G),
+        G.conj().resolve_conj().conj(),
+    ):
+        torch.testing.assert_close(
+            torch.autograd.grad(value, leaf, direction, retain_graph=True)[0], gradient
+        )
+
+
+@needs_code
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e4, 3e30])
+def test_rows_outside_touch_no_other(fresh, bad):
+    A = matrices(50, 3, torch.float32)
+    A[31, 1, 2] = bad
+    value, report = neural_expm.expm(A, outside="nan", return_report=True)
+    others = torch.arange(50) != 31
+    assert report.kernel == "assembled"
+    assert report.inside.tolist() == others.tolist()
+    assert bool(value[31].isnan().all())
+    expected = torch.linalg.matrix_exp(double(A[others]))
+    assert cases.relative(value[others], expected).max() < 40 * torch.finfo(torch.float32).eps
+
+
+@needs_code
+def test_inference_mode_leaves_nothing_behind(fresh):
+    A = matrices(30, 3, torch.float64)
+    with torch.inference_mode():
+        neural_expm.expm(A)
+    leaf = A.clone().requires_grad_()
+    neural_expm.expm(leaf).sum().backward()
+    assert bool(leaf.grad.isfinite().all())
+
+
+@needs_code
+def test_threads_side_by_side(fresh):
+    """Also at the first call, and each with a workspace of its own."""
+    batches = [matrices(600 + i, 4, torch.float64, seed=i) for i in range(6)]
+    results: dict[int, list[torch.Tensor]] = {}
+
+    def call(i: int) -> None:
+        results[i] = [neural_expm.expm(batches[i]) for _ in range(20)]
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, batch in enumerate(batches):
+        expected = neural_expm.expm(batch)
+        assert all(torch.equal(result, expected) for result in results[i])
+
+
+@needs_code
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_after_fork(fresh):
+    A = matrices(20_000, 3, torch.float32).clamp(-0.1, 0.1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = neural_expm.expm(A)
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        torch.set_num_threads(1)  # torch's own operations would wait for the pool for ever
+        os._exit(0 if torch.equal(neural_expm.expm(A), expected) else 1)
+    torch.set_num_threads(before)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# --- where it cannot be had -------------------------------------------------------------------------------------------
+
+
+def answers(caplog, messages: int) -> None:
+    """The eager kernel answers rightly, and says so ``messages`` times."""
+    with caplog.at_level(logging.INFO, logger="neural_expm"):
+        for n in (3, 4, 3):
+            A = matrices(20, n, torch.float32)
+            value, report = neural_expm.expm(A, return_report=True)
+            assert report.kernel == "eager"
+            assert cases.relative(value, torch.linalg.matrix_exp(double(A))).max() < 1e-5
+    said = [record for record in caplog.records if "eager kernel answers" in record.getMessage()]
+    assert len(said) == messages
+
+
+@pytest.fixture
+def elsewhere(fresh):
+    """Another machine: what was found out about this one is forgotten."""
+    assembled.wide.cache_clear()
+    yield fresh
+    fresh.undo()
+    assembled.wide.cache_clear()
+
+
+def test_another_processor(elsewhere, caplog):
+    elsewhere.setattr(platform, "machine", lambda: "riscv64")
+    answers(caplog, 1)
+    assert "no assembler for riscv64" in kernels.available()["assembled"]
+
+
+def test_another_system(elsewhere, caplog):
+    elsewhere.setattr(sys, "platform", "plan9")
+    answers(caplog, 1)
+
+
+def test_a_processor_without_avx2(elsewhere, caplog):
+    elsewhere.setattr(platform, "machine", lambda: "x86_64")
+    elsewhere.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    answers(caplog, 1)
+    assert "AVX2" in assembled.failure()
+
+
+@needs_code
+def test_a_system_that_allows_no_new_code(fresh, caplog):
+    class Strict:
+        def __init__(self, *args, **kwargs):
+            self.libc = REAL(*args, **kwargs)
+            self.mmap = self.libc.mmap
+
+        def mprotect(self, *args):
+            return -1
+
+        mprotect.argtypes = None  # type: ignore[attr-defined]
+
+    REAL = assembled.ctypes.CDLL
+    fresh.setattr(assembled.ctypes, "CDLL", Strict)
+    fresh.setattr(Strict, "mprotect", type("Refusing", (), {"__call__": lambda self, *args: -1})())
+    answers(caplog, 1)
+    assert "the system allows no new machine code" in assembled.failure()
+
+
+@needs_code
+def test_wrong_code_is_refused(fresh, caplog):
+    fresh.setattr(assembled.Kernel, "discrepancy", lambda kernel: float("nan"))
+    answers(caplog, 1)
+    assert any(record.levelno == logging.WARNING for record in caplog.records)
+
+
+def test_switched_off(fresh, caplog):
+    fresh.setenv("NEURAL_EXPM_ASSEMBLE", "0")
+    answers(caplog, 0)
+
+
+@needs_code
+def test_what_is_asked_for_can_be_asked(fresh):
+    neural_expm.expm(matrices(3, 6, torch.float64))
+    assert "n = 6 float64" in kernels.available()["assembled"]
+    assert "assembled kernel" in str(neural_expm.explain("expm", matrices(3, 6, torch.float64)))
+
+
+@needs_code
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc")
+def test_code_cannot_be_written_to(fresh):
+    kernel = assembled.Kernel(3, torch.float32)
+    _, address = kernel._program(1, False, False)
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            first, last = (int(x, 16) for x in line.split()[0].split("-"))
+            if first <= address < last:
+                assert line.split()[1] == "r-xp"
+                return
+    pytest.fail("the code is nowhere")
+
+
+# --- the assembler ----------------------------------------------------------------------------------------------------
+
+# As GNU as encodes them: instruction, AVX-512 (64-byte registers), AVX2; the shortest forms are not asked for.
+ENCODINGS = [
+    (
+        "vmovups 19/3, [r12+128]",
+        lambda a, v: a.load(v, Memory(R12, 128)),
+        "62c17c48105c2402",
+        "c4c17c109c2480000000",
+    ),
+    (
+        "vfmadd231pd 2, 1, [rbp+64]",
+        lambda a, v: a.multiply_add(2, 1, Memory(RBP, 64)),
+        "62f2f548b85501",
+        "c4e2f5b85540",
+    ),
+    ("vmulpd 4, v, 5", lambda a, v: a.multiply(4, v, 5), "62f1e540 59e5".replace(" ", ""), "c4e1e559e5"),
+    (
+        "vmovups [rdi+8*rcx], v",
+        lambda a, v: a.store(Memory(RDI, 0, index=RCX), v),
+        "62e17c48115ccf00",
+        "c4e17c115ccf00",
+    ),
+    ("mov rax, [r9+8*rax]", lambda a, v: a.get(RAX, Memory(R9, 0, index=RAX)), "498b44c100", "498b44c100"),
+    (
+        "lock xadd [rbp+8], rax",
+        lambda a, v: a.fetch_and_add(Memory(RBP, 8), RAX),
+        "f0480fc14508",
+        "f0480fc14508",
+    ),
+]
+
+
+@pytest.mark.parametrize(("instruction", "emit", "evex", "vex"), ENCODINGS, ids=[row[0] for row in ENCODINGS])
+def test_encodings(instruction, emit, evex, vex):
+    for wide, expected in ((True, evex), (False, vex)):
+        asm = Assembler(wide=wide, double=True)
+        emit(asm, 19 if wide else 3)
+        assert asm.code.hex() == expected
