@@ -8,8 +8,8 @@ of their sum is what the call needs beyond its input and cotangent (the value, t
 ``kept`` is what is still held once the results are gone, a workspace for the next call.  The profiler cannot see what
 other libraries allocate (BLAS, the compiled kernels, whose workspace is some hundred kilobytes a thread), so
 ``resident`` stands beside it: how far the process grew, as the kernel of Linux saw it, coarse for small workloads and
-blind to memory that was used before.  The column ``compiled`` has a C++ compiler (NEURAL_EXPM_COMPILE=1), ``eager``
-has none (0).
+blind to memory that was used before.  The column ``compiled`` has a C++ compiler (NEURAL_EXPM_COMPILE=1),
+``assembled`` has none (0), ``eager`` has torch operations alone (NEURAL_EXPM_ASSEMBLE=0, too).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ import neural_expm
 from neural_expm.bench.workloads import SUITES, Workload, select
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-COLUMNS = {"torch": "0", "eager": "0", "compiled": "1"}  # column → NEURAL_EXPM_COMPILE
+# Column → NEURAL_EXPM_COMPILE, NEURAL_EXPM_ASSEMBLE.
+COLUMNS = {"torch": "00", "eager": "00", "assembled": "01", "compiled": "11"}
+OURS = [column for column in COLUMNS if column != "torch"]
 LARGE_N = 14  # from here on the target holds: at most a third of torch's
 TARGET = 1 / 3
 
@@ -98,14 +100,15 @@ def measure(names: list[str] | None) -> dict:
     for workload in select("apps", names):
         row = {"name": workload.name, "shape": list(workload.shape), "dtype": str(workload.dtype)[6:]}
         row["input bytes"] = workload.matrices().nbytes
-        for column, compile_ in COLUMNS.items():
+        for column, (compile_, assemble) in COLUMNS.items():
             row[column] = {}
             for figure in ("allocated", "resident"):
-                environment = {**os.environ, "NEURAL_EXPM_COMPILE": compile_}
+                kernels = {"NEURAL_EXPM_COMPILE": compile_, "NEURAL_EXPM_ASSEMBLE": assemble}
+                environment = {**os.environ, **kernels}
                 command = [sys.executable, __file__, "--one", workload.name, column, figure]
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
                 row[column] |= json.loads(done.stdout)
-        for column in ("eager", "compiled"):
+        for column in OURS:
             row[f"{column} / torch"] = row[column]["allocated"] / row["torch"]["allocated"]
         rows.append(row)
         print(text(row), flush=True)
@@ -119,7 +122,7 @@ def measure(names: list[str] | None) -> dict:
         "missed": [
             f"{row['name']} ({column})"
             for row in large
-            for column in ("eager", "compiled")
+            for column in OURS
             if row[f"{column} / torch"] > TARGET
         ],
         "rows": rows,
@@ -130,7 +133,7 @@ def text(row: dict) -> str:
     """A line for the terminal."""
     cells = [f"{row['name']:<20}", f"input {row['input bytes']:>11,}"]
     cells += [f"{column} {row[column]['allocated']:>12,}" for column in COLUMNS]
-    cells += [f"{row[f'{column} / torch']:.3f}" for column in ("eager", "compiled")]
+    cells += [f"{row[f'{column} / torch']:.3f}" for column in OURS]
     return "  ".join(cells)
 
 

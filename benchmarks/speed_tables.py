@@ -18,12 +18,13 @@ def memory(results: dict[str, Any]) -> str:
             f"{r['torch']['allocated'] / 2**20:.1f}",
             *(
                 f"{r[kernel]['allocated'] / 2**20:.2f} ({r[f'{kernel} / torch']:.0%})"
-                for kernel in ("compiled", "eager")
+                for kernel in ("compiled", "assembled", "eager")
             ),
         )
         for r in results["rows"]
     ]
-    return markdown(("workload", "torch, MiB", "compiled, MiB", "eager, MiB"), rows, numbers=True)
+    head = ("workload", "torch, MiB", "compiled, MiB", "assembled, MiB", "eager, MiB")
+    return markdown(head, rows, numbers=True)
 
 
 def small(results: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ class Report:
         bound: float64, relative error promised for the row, before rounding (certified: in the spectral norm for exp;
             in any norm for sign and sqrtm). 0 on the exact path, NaN where nothing is promised.
         products, squarings: matrix products of the network and squarings after it; 0 on the exact path.
-        kernel: what computed the network: ``"eager"`` (torch operations), ``"compiled"`` or ``"triton"`` (see
-            ``kernels.available``).
+        kernel: what computed the network: ``"eager"`` (torch operations), ``"assembled"``, ``"compiled"`` or
+            ``"triton"`` (see ``kernels.available``).
     """
 
     function: str
@@ -52,9 +52,10 @@ class Report:
 
     def __str__(self) -> str:
         """A short table: totals, then the first rows."""
-        from .kernels import compiled  # with the first call, like all kernels
+        from .kernels import assembled, compiled  # with the first call, like all kernels
 
-        hindrance = compiled.failure() if self.kernel == "eager" else ""
+        wanting = {"eager": (assembled, compiled), "assembled": (compiled,)}.get(self.kernel, ())
+        hindrance = "; ".join(filter(None, (kernel.failure() for kernel in wanting)))
         count = self.inside.numel()
         inside = int(self.inside.sum())
         lines = [

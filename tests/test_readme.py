@@ -29,5 +29,12 @@ def test_tables_of_the_benchmark(tmp_path):
     copy = tmp_path / "README.md"
     shutil.copy(README, copy)
     shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
-    assert readme.update(copy) == ["apps", "apps_eager", "functions", "functions_eager", "models"]
+    assert readme.update(copy) == [
+        "apps",
+        "apps_assembled",
+        "apps_eager",
+        "functions",
+        "functions_eager",
+        "models",
+    ]
     assert copy.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")

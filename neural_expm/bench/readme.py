@@ -1,8 +1,8 @@
 """README tables from result files and the manifest: ``python -m neural_expm.bench --readme README.md``.
 
 A block ``<!-- results:NAME -->`` … ``<!-- /results -->`` is rewritten if NAME is a suite of this benchmark (from
-``benchmarks/results/NAME.json`` beside the README), a suite with ``_eager`` behind it (the same without a compiler, in
-a sentence), or ``models``; other blocks belong to others and stay as they are.
+``benchmarks/results/NAME.json`` beside the README), a suite with one of ``WITHOUT`` behind it (in a sentence), or
+``models``; other blocks belong to others and stay as they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .workloads import SUITES
 
 BLOCK = re.compile(r"(<!-- results:([\w-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 RESULTS = Path("benchmarks") / "results"
+# What a result file with this behind the name of its suite was measured without.
+WITHOUT = {"_assembled": "Without a compiler", "_eager": "With torch operations alone"}
 
 
 def update(readme: Path) -> list[str]:
@@ -33,10 +35,12 @@ def update(readme: Path) -> list[str]:
 
     def replace(match: re.Match[str]) -> str:
         name = match[2]
+        suite, _, kernel = name.partition("_")
         if name in SUITES:
             body = markdown(read(results / f"{name}.json"))
-        elif name.removesuffix("_eager") in SUITES:
-            body = f"Without a compiler: {closing(read(results / f'{name}.json')).replace(chr(10), '; ')}."
+        elif suite in SUITES and f"_{kernel}" in WITHOUT:
+            found = closing(read(results / f"{name}.json")).replace("\n", "; ")
+            body = f"{WITHOUT[f'_{kernel}']}: {found}."
         elif name == "models":
             body = models([read(path) for path in _measured(results)], list_models())
         else:

@@ -26,8 +26,9 @@ from .calling import parallel, readable, share
 
 log = logging.getLogger("neural_expm")
 
-# Largest n that is faster so than through batched GEMMs (benchmarks/scaling.py).
-LARGEST_N = 20
+# Where lanes are faster than batched GEMMs (benchmarks/scaling.py): for n up to ALONE_N even with one matrix for all
+# lanes, up to LARGEST_N with FEW.
+ALONE_N, LARGEST_N, FEW = 12, 32, 16
 # Relative error that the check of fresh code allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
 TABLES = 64  # tables of weights that a kernel keeps
@@ -234,8 +235,9 @@ _failure = ""  # the first one, in words; logged once
 
 def find(A: Tensor) -> Kernel | None:
     """The kernel for a batch of shape (batch, n, n), None if there is none."""
-    n = A.shape[-1]
-    if not 2 <= n <= LARGEST_N or A.device.type != "cpu" or not readable(A) or torch.compiler.is_compiling():
+    count, n = A.shape[:2]
+    worthwhile = 2 <= n <= (LARGEST_N if count >= FEW else ALONE_N)
+    if not worthwhile or A.device.type != "cpu" or not readable(A) or torch.compiler.is_compiling():
         return None
     key = n, A.dtype
     if key not in _kernels:
