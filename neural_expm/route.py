@@ -43,12 +43,13 @@ class Route:
         """f(A), shape (*, n, n)."""
         if not A.numel():
             return A.clone()
-        flat = A.reshape(-1, *A.shape[-2:])
+        # Here and below: an operation that does nothing still takes a microsecond, and a small matrix only a few.
+        flat = A if A.ndim == 3 else A.reshape(-1, *A.shape[-2:])
         with full_precision(A):
             result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
             if self.outcome.reason is not None and self.outside != "trust":
                 self.settle(flat, result, A.shape[:-2])
-        return result.reshape(A.shape)
+        return result if A.ndim == 3 else result.reshape(A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         """L(A, E), shape (*, n, n).

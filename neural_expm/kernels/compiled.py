@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import compiled_composition, toolchain
-from .calling import Library
+from .calling import Library, readable
 from .compiled_exponential import Kernel, Rungs
 
 __all__ = ["KINDS", "Kernel", "Rungs", "find", "forget", "readable", "state"]
@@ -79,11 +79,6 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     if shape.state in ("failed", "building", "off"):
         return None
     return _consider(shape, key, A.shape[0])
-
-
-def readable(A: Tensor) -> bool:
-    """Whether the kernels can read the memory of A; fake, functional and other wrapped tensors have none."""
-    return type(A) in (Tensor, torch.nn.Parameter) and not A.is_neg()
 
 
 def _consider(shape: _Shape, key: Key, matrices: int) -> Library | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,11 +27,21 @@ def full_precision(A: Tensor) -> AbstractContextManager[None]:
     """
     if A.dtype not in ROUNDED:
         return _NOTHING
-    backend = (torch.backends.cuda if A.is_cuda else torch.backends.mkldnn).matmul
-    # torch < 2.9 knows only the choice for CUDA, as a truth value.
-    name, exact = ("fp32_precision", "ieee") if hasattr(backend, "fp32_precision") else ("allow_tf32", False)
+    backend, name, exact = _choice(A.is_cuda)
     chosen = getattr(backend, name, exact)
     return _NOTHING if chosen in (exact, "none") else _set(backend, name, exact)
+
+
+@cache
+def _choice(cuda: bool) -> tuple[Any, str, str | bool]:
+    """Where the choice is made, its name, and what keeps the precision."""
+    backend = (torch.backends.cuda if cuda else torch.backends.mkldnn).matmul
+    # torch < 2.9 knows only the choice for CUDA, as a truth value.
+    return (
+        (backend, "fp32_precision", "ieee")
+        if hasattr(backend, "fp32_precision")
+        else (backend, "allow_tf32", False)
+    )
 
 
 @contextmanager

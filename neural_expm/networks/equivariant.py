@@ -11,7 +11,7 @@ Y(Aᵀ) = Y(A)ᵀ.  The same real weights serve real and complex A, any n, any b
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class EquivariantTransformer(nn.Module):
     scores_low: Tensor
     values_low: Tensor
     readout_low: Tensor
+    loads: ClassVar[int] = 0  # how often weights were loaded into any of these networks
 
     def __init__(self, products: int) -> None:
         super().__init__()
@@ -116,6 +117,7 @@ class EquivariantTransformer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        EquivariantTransformer.loads += 1
         self._packed.clear()
         self._identity = None
         self._flat.clear()

@@ -49,8 +49,9 @@ class EquivariantExponential(Pretrained, nn.Module):
         self.rtol = rtol
         self.tiers = _module_list(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: triton_route.Traced | None = None
-        self._native: dict[torch.dtype, tuple[list[Tensor], compiled.Rungs]] = {}
-        self._plain: dict[torch.dtype, tuple[list[Tensor], LadderRules]] = {}
+        # What was made of the weights, and after how many times that weights were loaded.
+        self._native: dict[torch.dtype, tuple[int, compiled.Rungs]] = {}
+        self._plain: dict[torch.dtype, tuple[int, LadderRules]] = {}
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
             max_squarings,
@@ -107,7 +108,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
-        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
         kernel = compiled.find(A)
@@ -159,9 +160,9 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
         """The ladder for the compiled kernels, made anew after weights were loaded."""
-        flat = [tier.flat(dtype) for tier in self.tiers]
-        known = self._native.get(dtype)
-        if known is None or any(a is not b for a, b in zip(known[0], flat, strict=True)):
+        known, loads = self._native.get(dtype), EquivariantTransformer.loads
+        if known is None or known[0] != loads:
+            flat = [tier.flat(dtype) for tier in self.tiers]
             networks = [
                 (flat[rung.tier], self.tiers[rung.tier].identity, rung.squarings)
                 for rung in self.ladder.rungs
@@ -169,7 +170,7 @@ class EquivariantExponential(Pretrained, nn.Module):
             radii, majorants = (
                 torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
             )
-            known = flat, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
+            known = loads, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
             self._native[dtype] = known
         return known[1]
 
@@ -180,13 +181,12 @@ class EquivariantExponential(Pretrained, nn.Module):
         """
         if self.rtol < math.inf:
             return None
-        flat = [tier.flat(dtype) for tier in self.tiers]
-        known = self._plain.get(dtype)
-        if known is None or any(a is not b for a, b in zip(known[0], flat, strict=True)):
-            weights = [(*row.tolist(), tier.identity) for row, tier in zip(flat, self.tiers, strict=True)]
+        known, loads = self._plain.get(dtype), EquivariantTransformer.loads
+        if known is None or known[0] != loads:
+            weights = [(*tier.flat(dtype).tolist(), tier.identity) for tier in self.tiers]
             rungs, tiers = self.ladder.rungs, self.config["tiers"]
             known = (
-                flat,
+                loads,
                 LadderRules(
                     radii=tuple(self.ladder.radii),
                     rung_tiers=tuple(rung.tier for rung in rungs),
@@ -205,7 +205,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
-        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out
