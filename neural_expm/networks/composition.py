@@ -29,6 +29,7 @@ from ..kernels.compiled_composition import Passes
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
+from ..kernels.memory import result_like
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
@@ -162,7 +163,7 @@ class _Composition(Pretrained, nn.Module):
         Returns:
             f(A), unset for the matrices that failed, and the outcome.
         """
-        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        out = result_like(A)
         if (answered := self._run_triton(A, out)) is not None:
             outcome, failed = answered
         elif (kernel := compiled.find(A, self.function)) is not None:
@@ -280,7 +281,7 @@ class _Composition(Pretrained, nn.Module):
 
         No outcome: every matrix is trusted.
         """
-        out = torch.empty(A.shape, dtype=A.dtype, device=A.device)
+        out = result_like(A)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out

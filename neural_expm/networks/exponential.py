@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import assembled, compiled, eager, triton_route
+from ..kernels.memory import result_like
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
@@ -108,7 +109,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = result_like(A)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
         kernel = compiled.find(A)
@@ -205,7 +206,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = result_like(A)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out
