@@ -207,6 +207,18 @@ def test_no_compiler(fresh, tmp_path, caplog):
     assert compiled.state()["expm", 3, torch.float32] == "failed"
 
 
+def test_a_compiler_from_pip_where_the_system_has_none(fresh):
+    fresh.setattr(toolchain.shutil, "which", lambda name: None)
+    fresh.setattr(toolchain, "find_spec", lambda name: None)
+    with pytest.raises(toolchain.ToolchainError, match=r"pip install neural-expm\[compiler\]"):
+        toolchain.compiler()
+    fresh.setattr(toolchain, "find_spec", lambda name: name == "ziglang" or None)
+    assert toolchain.compiler()[1:] == ["-m", "ziglang", "c++"]
+    fresh.setenv("CXX", "chosen")
+    with pytest.raises(toolchain.ToolchainError, match="chosen not found"):  # a choice is a choice
+        toolchain.compiler()
+
+
 @pytest.mark.parametrize(
     "body",
     ["echo 'error: internal compiler error' >&2; exit 1", "echo 'No space left on device'; exit 1", "exit 0"],

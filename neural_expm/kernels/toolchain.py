@@ -13,9 +13,11 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
@@ -43,13 +45,18 @@ def cache_folder() -> Path:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler: CXX, else the first of c++, g++, clang++ on the path."""
+    """The C++ compiler: CXX, else the first of c++, g++, clang++ on the path, else the one that pip can install."""
     chosen = shlex.split(os.environ.get("CXX", ""))
     for candidate in [chosen] if chosen else [[name] for name in COMPILERS]:
         found = shutil.which(candidate[0])
         if found:
             return [found, *candidate[1:]]
-    raise ToolchainError(f"no C++ compiler ({' '.join(chosen) or ', '.join(COMPILERS)} not found)")
+    if not chosen and find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise ToolchainError(
+        f"no C++ compiler ({' '.join(chosen) or ', '.join(COMPILERS)} not found; "
+        "pip install neural-expm[compiler] brings one)"
+    )
 
 
 @lru_cache(maxsize=1)
