@@ -47,6 +47,8 @@ def matrix_function(A: Tensor, evaluator: Evaluator) -> Tensor:
 
 def frechet(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
     """L(A, E) with derivatives of every order."""
+    if not (torch.is_grad_enabled() or under_transform() or torch.autograd.forward_ad._current_level >= 0):
+        return evaluator.frechet(A, E)  # as in most backward passes: nobody will ask for its derivative
     return (_TransformedFrechet if under_transform() else _Frechet).apply(A, E, evaluator)
 
 

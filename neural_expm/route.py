@@ -59,7 +59,7 @@ class Route:
         """
         if not A.numel():
             return E.clone()
-        flat, direction = (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
+        flat, direction = (A, E) if A.ndim == 3 else (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
         trust = self.outside == "trust"
         with full_precision(A):
             if self.outcome is None:
@@ -76,7 +76,7 @@ class Route:
                         result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
                 else:
                     result[rows] = torch.nan
-        return result.reshape(E.shape)
+        return result if A.ndim == 3 else result.reshape(E.shape)
 
     def settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:
         """Fill in the rows outside, or raise for them."""
