@@ -23,6 +23,7 @@ BATCH_LAST_COUNT = 256
 # has more than the entries from which on torch shares an operation among threads.
 CHUNK_BYTES = 1 << 18
 SHARED_FROM = 32768
+LINE_BYTES = 64  # of a cache
 # On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
 GPU_CHUNK_BYTES = 1 << 26
 
@@ -331,10 +332,19 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
     threads = torch.get_num_threads() if A.device.type == "cpu" else 1
     shared = SHARED_FROM // (n * n) + 1
     if threads == 1 or count < shared + threads:
-        return _lanes(1), length
+        return _lanes(1), _whole_lines(length, count, A)
     if length < shared:
         length = -(-count // (count // shared))  # even parts again
-    return _lanes(threads), min(-(-length // threads), count // threads) * threads
+    return _lanes(threads), _whole_lines(-(-length // threads), count // threads, A) * threads
+
+
+def _whole_lines(length: int, most: int, A: Tensor) -> int:
+    """At least ``length`` and at most ``most``, so that rows of so many entries begin with a line of the cache.
+
+    A vector instruction on entries of two lines takes twice as long.
+    """
+    entries = LINE_BYTES // A.element_size()
+    return min(-(-length // entries) * entries, most)
 
 
 def chunk_length(A: Tensor, count: int, members: int = 1) -> int:
