@@ -103,6 +103,21 @@ def test_a_matrix_is_computed_alike_whatever_shares_its_batch(fresh):
         assert torch.equal(other, together[0])
 
 
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_norms(monkeypatch, wide, n, dtype):
+    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    kernel = assembled.Kernel(n, dtype)
+    count = assembled.NORMS_FROM // n**2 + 1
+    A = torch.randn(count, n, n, dtype=dtype, generator=cases.generator(n))
+    A[3, 0, 1], A[5, 1, 1], A[7] = torch.nan, torch.inf, 0
+    expected = torch.linalg.matrix_norm(A)
+    for B in (A, A.mT, A.conj(), torch.zeros(count, 2 * n, n, dtype=dtype)[:, ::2].copy_(A)):
+        torch.testing.assert_close(kernel.norms(B), expected, equal_nan=True)
+
+
 # --- through the public functions -------------------------------------------------------------------------------------
 
 
@@ -179,21 +194,23 @@ def test_inference_mode_leaves_nothing_behind(fresh):
 
 @needs_code
 def test_threads_side_by_side(fresh):
-    """Also at the first call, and each with a workspace of its own."""
+    """Each with a workspace of its own, also at the first call, when each makes what the other has not made yet."""
     batches = [matrices(600 + i, 4, torch.float64, seed=i) for i in range(6)]
     results: dict[int, list[torch.Tensor]] = {}
 
     def call(i: int) -> None:
-        results[i] = [neural_expm.expm(batches[i]) for _ in range(20)]
+        results[i] = [neural_expm.expm(batches[i]) for _ in range(3)]
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(batches))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, batch in enumerate(batches):
-        expected = neural_expm.expm(batch)
-        assert all(torch.equal(result, expected) for result in results[i])
+    expected = [neural_expm.expm(batch) for batch in batches]
+    for _ in range(25):
+        assembled.forget()
+        threads = [threading.Thread(target=call, args=(i,)) for i in range(len(batches))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for i, wanted in enumerate(expected):
+            assert all(torch.equal(result, wanted) for result in results[i])
 
 
 @needs_code

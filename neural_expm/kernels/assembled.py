@@ -20,6 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..domain import frobenius_norm
 from . import eager
 from .assembled_program import Job, Program, Shape
 from .calling import parallel, readable, share
@@ -31,7 +32,9 @@ log = logging.getLogger("neural_expm")
 ALONE_N, LARGEST_N, FEW = 12, 32, 16
 # Relative error that the check of fresh code allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
+NORMS_FROM = 1 << 16  # entries of a batch from which on a program of our own finds norms faster than torch
 TABLES = 64  # tables of weights that a kernel keeps
+_NO_WEIGHTS: list[Tensor] = []
 
 # --- machine code in memory -------------------------------------------------------------------------------------------
 
@@ -111,7 +114,7 @@ class Kernel:
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype, self.wide = n, dtype, wide()
-        self._programs: dict[tuple[int, bool, bool], tuple[Program, int]] = {}
+        self._programs: dict[tuple[bool | int, ...], tuple[Program, int]] = {}
         self._tables: OrderedDict[tuple[int, int], tuple[list[Tensor], Tensor]] = OrderedDict()
         error = self.discrepancy()
         if not error <= CHECK[dtype.to_real()]:
@@ -160,36 +163,56 @@ class Kernel:
         members, products = (1 if E is None else 2), len(weights)
         program, address = self._program(members, transposed, A.is_conj())
         work = (products + squarings) * (2 * members - 1) * n**3
-        parts, begins = share(count, program.asm.lanes, work)
-        step = program.workspace(products)
-        size = A.element_size()
+        # Held until the call is over: another thread may put its own in the place of what a job only points to.
+        table = self._table(weights, identity, squarings, program.asm.lanes)
         job = Job(
-            parts=parts,
-            begins=ctypes.addressof(begins),
-            matrices=A.data_ptr(),
-            matrices_step=A.stride(0) * size,
             out=out.data_ptr(),
-            out_step=n * n * size,
+            out_step=n * n * A.element_size(),
             rows=0 if rows is None else rows.data_ptr(),
             last=count - 1,
-            workspace=_workspace.address(step * parts),
-            workspace_step=step,
-            weights=self._table(weights, identity, squarings, program.asm.lanes).data_ptr(),
+            workspace_step=program.workspace(products),
+            weights=table.data_ptr(),
             products=products,
             squarings=squarings,
         )
         if E is not None:
             E = _by_rows(E.resolve_conj().resolve_neg())
-            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * size
-        parallel(address, job, parts)
+            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * A.element_size()
+        self._call(address, job, A, count, program.asm.lanes, work)
 
-    def _program(self, members: int, transposed: bool, conjugate: bool) -> tuple[Program, int]:
+    def norms(self, A: Tensor) -> Tensor:
+        """‖A‖_F, shape (batch), real; infinite where squares of entries are, NaN where A has NaN."""
+        count = A.shape[0]
+        if A.numel() < NORMS_FROM:
+            return frobenius_norm(A)
+        A = A if A.stride()[1:] == (1, self.n) else _by_rows(A)  # a transpose has the same norm
+        program, address = self._program(1, norms=True)
+        lanes = program.asm.lanes
+        norms = torch.empty(-(-count // lanes) * lanes, dtype=self.dtype.to_real())
+        one = self._table(_NO_WEIGHTS, 0.0, 0, lanes)
+        job = Job(
+            out=norms.data_ptr(), last=count - 1, workspace_step=program.workspace(0), weights=one.data_ptr()
+        )
+        self._call(address, job, A, count, lanes, 4 * self.n**2)
+        return norms[:count]
+
+    def _call(self, address: int, job: Job, A: Tensor, count: int, lanes: int, work: int) -> None:
+        """Share ``count`` matrices of A, of so many multiply-adds each, among threads."""
+        job.parts, begins = share(count, lanes, work)
+        job.begins = ctypes.addressof(begins)
+        job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
+        job.workspace = _workspace.address(job.workspace_step * job.parts)
+        parallel(address, job, job.parts)
+
+    def _program(
+        self, members: int, transposed: bool = False, conjugate: bool = False, norms: bool = False
+    ) -> tuple[Program, int]:
         """The program for such A, and the address of its code."""
-        key = members, transposed, conjugate
+        key = members, transposed, conjugate, norms
         if key not in self._programs:
             double, is_complex = self.dtype.to_real() is torch.float64, self.dtype.is_complex
-            program = Program(Shape(self.n, double, is_complex, *key, self.wide))
-            self._programs[key] = program, executable(program.code())
+            program = Program(Shape(self.n, double, is_complex, members, transposed, conjugate, self.wide))
+            self._programs[key] = program, executable(program.norms() if norms else program.code())
         return self._programs[key]
 
     def _table(self, weights: list[Tensor], identity: float, squarings: int, lanes: int) -> Tensor:
@@ -218,7 +241,9 @@ class Kernel:
             getattr(self, name)(*operands, weights, -0.5, 2, got, rows)
             getattr(eager, name)(*operands, weights, -0.5, 2, expected)
             worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
-        return worst
+        many = A.repeat(-(-NORMS_FROM // A.numel()), 1, 1)
+        norms = frobenius_norm(many)
+        return max(worst, float(((self.norms(many) - norms) / norms).abs().max()))
 
 
 def _by_rows(A: Tensor) -> Tensor:

@@ -118,10 +118,55 @@ class Program:
         return self.stream.offset + (products + 1) * self.token
 
     def code(self) -> bytes:
-        """A function of the address of a job."""
-        asm, shape = self.asm, self.shape
-        part, group, done = (asm.name() for _ in range(3))
+        """A function of the address of a job, which computes the exponential or its derivative."""
+        asm = self.asm
         self.multiply, self.multiply_add = asm.name(), asm.name()
+        for _ in self._groups():
+            asm.get(R14, _AT["weights"])
+            self._load("matrices", self.stream)
+            if self.shape.members == 2:
+                self._load("directions", self.stream + self.member)
+            self._product(self.stream, self.stream, self.stream + self.token)
+            self._network()
+            self._store()
+        self._multiplication(self.multiply, accumulate=False)
+        if self.shape.members == 2:
+            self._multiplication(self.multiply_add, accumulate=True)
+        return asm.finished()
+
+    def norms(self) -> bytes:
+        """A function of the address of a job, which writes ‖A‖_F of each matrix times the first weight.
+
+        The last group of a batch writes as many numbers as there are lanes.
+        """
+        asm = self.asm
+        for _ in self._groups():
+            asm.get(R14, _AT["weights"])
+            self._load("matrices", self.stream)
+            sums = range(4)
+            for register in sums:
+                asm.zero(register)
+            asm.address(RSI, self.stream)
+            asm.address(RDI, self.stream)
+            for block in self._over(self.member // self.register, len(sums)):
+                for b in range(block):
+                    asm.load(4 + b, Memory(RSI, b * self.register))
+                    asm.multiply_add(sums[b], 4 + b, 4 + b)
+            for register in sums[1:]:
+                asm.add(0, 0, register)
+            asm.root(0, 0)
+            asm.get(RAX, _AT["out"])
+            asm.set(RCX, R12)
+            asm.constant(RDX, asm.entry_bytes)
+            asm.times(RCX, RDX)
+            asm.plus(RAX, RCX)
+            asm.store(Memory(RAX), 0)
+        return asm.finished()
+
+    def _groups(self) -> Iterator[None]:
+        """A function that takes parts of a job and goes through the groups of each; R12 is the first matrix of one."""
+        asm = self.asm
+        part, group, done = (asm.name() for _ in range(3))
         asm.enter()
         asm.set(RBX, RDI)
         asm.label(part)
@@ -139,22 +184,12 @@ class Program:
         asm.compare(R12, R13)
         asm.jump(part, "at_least")
         self._indices()
-        asm.get(R14, _AT["weights"])
-        self._load("matrices", self.stream)
-        if shape.members == 2:
-            self._load("directions", self.stream + self.member)
-        self._product(self.stream, self.stream, self.stream + self.token)
-        self._network()
-        self._store()
+        yield
         asm.plus_constant(R12, asm.lanes)
         asm.jump(group)
         asm.label(done)
         asm.leave_vectors()
         asm.leave()
-        self._multiplication(self.multiply, accumulate=False)
-        if shape.members == 2:
-            self._multiplication(self.multiply_add, accumulate=True)
-        return asm.finished()
 
     # --- matrices in and out ------------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _plan(self, A: Tensor, code: assembled.Kernel | None, trust: bool) -> Plan:
         """For the assembled or the eager kernel."""
-        plan = plan_for(A, self.ladder, trust, square_first=code is None)
+        plan = plan_for(A, self.ladder, trust, None if code is None else code.norms(A))
         if code is not None:
             plan.kernel = "assembled"
         return plan

@@ -91,19 +91,20 @@ class TieredPlan(Plan):
         return self.details
 
 
-def plan_for(A: Tensor, ladder: Ladder, trust: bool = False, square_first: bool = True) -> Plan:
+def plan_for(A: Tensor, ladder: Ladder, trust: bool = False, norm: Tensor | None = None) -> Plan:
     """Pick a rung for each matrix, for the eager or the assembled kernel.
 
     Args:
         A: shape (batch, n, n).
         trust: never call a matrix outside: what no rung serves gets the last one.
-        square_first: form A² where its norm is worth it; False for a kernel that has no use for it.
+        norm: ‖A‖_F of each matrix, from a kernel that finds them faster and has no use for A².
     """
     count, n = A.shape[:2]
-    norm = frobenius_norm(A)
+    square_first = norm is None and n >= SQUARE_FIRST_N
+    norm = frobenius_norm(A) if norm is None else norm
     if count == 1:
         return _plan_of_one(A, norm, ladder, trust)
-    squares = torch.bmm(A, A) if square_first and n >= SQUARE_FIRST_N and count else None
+    squares = torch.bmm(A, A) if square_first and count else None
     low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
     if not high <= ladder.radius:  # or NaN: let the sharper bound decide who is outside
         levels = ladder.levels(norm := norm_bound(A))
