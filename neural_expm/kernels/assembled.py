@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..domain import frobenius_norm
 from . import eager
-from .assembled_program import Job, Program, Shape
+from .assembled_lanes import Job, Shape
+from .assembled_program import Program
 from .calling import parallel, readable, share
 
 log = logging.getLogger("neural_expm")

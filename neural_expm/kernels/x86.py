@@ -244,7 +244,9 @@ class Assembler:
         if at.index is None and at.base & 7 != RSP:
             self.code.append(mode | (reg & 7) << 3 | at.base & 7)
         else:
-            times_index = RSP << 3 if at.index is None else 3 << 6 | (at.index & 7) << 3  # RSP stands for none
+            times_index = (
+                RSP << 3 if at.index is None else 3 << 6 | (at.index & 7) << 3
+            )  # RSP stands for none
             self.code += bytes((mode | (reg & 7) << 3 | 4, times_index | at.base & 7))
         offset, size = (at.offset // unit, 1) if short else (at.offset, 4)
         self.code += offset.to_bytes(size, "little", signed=True)
@@ -312,7 +314,8 @@ class Assembler:
         self._general((0x0F, 0xC1), source, to)
 
     def enter(self) -> None:
-        """Push what a function has to leave as it was (System V)."""
+        """Where a function may be called, endbr64; push what it has to leave as it was (System V)."""
+        self.code += b"\xf3\x0f\x1e\xfa"
         for register in _CALLEE_SAVED:
             self.code += bytes((0x41, 0x50 | register & 7)) if register > 7 else bytes((0x50 | register,))
 

@@ -1,0 +1,331 @@
+"""What programs of many small matrices have in common: a register holds the same entry of as many as it has lanes.
+
+For each group of so many matrices a program loads them, lane by lane, into a workspace that stays in the first- or
+second-level cache, computes there, and writes the results back.  No operation mixes lanes.  A group at the end of a
+batch repeats the last matrix in its idle lanes, and writes the same result more than once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .assembled_transpose import transpose
+from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Assembler, Memory
+
+# Up to this n a product is one straight run of instructions.
+UNROLLED_N = 4
+
+
+class Job(ctypes.Structure):
+    """What a program works on; threads that call it with the same job share the work.
+
+    Attributes:
+        ticket: parts begun so far: a thread takes the next one until there are no more.
+        parts, begins: of the batch, how many; address of the first matrix of each and the end of the last one.
+        matrices, matrices_step: address; bytes from one to the next.
+        directions, directions_step: likewise, of a derivative.
+        out, out_step: likewise.
+        rows: address of the int64 indices of the matrices; null for all.
+        last: where the last matrix is among them.
+        workspace, workspace_step: address, on the boundary of a register; bytes of a part.
+        weights: address of 2^−s, −2^−s, the read-out of I and ``EquivariantTransformer.packed``, each in all lanes of a
+            register.
+        products, squarings: of the network.
+    """
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in (
+            *("ticket", "parts", "begins"),
+            *("matrices", "matrices_step", "directions", "directions_step", "out", "out_step"),
+            *("rows", "last", "workspace", "workspace_step"),
+            *("weights", "products", "squarings"),
+        )
+    )
+
+
+AT = {name: Memory(RBX, getattr(Job, name).offset) for name, *_ in Job._fields_}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What machine code is made for.
+
+    Attributes:
+        n: size.
+        double, complex: the field.
+        members: 1 for the value; 2 for the derivative, beside the value.
+        transposed, conjugate: of A, as it lies in memory.
+        wide: for AVX-512; else for AVX2.
+    """
+
+    n: int
+    double: bool
+    complex: bool
+    members: int
+    transposed: bool
+    conjugate: bool
+    wide: bool
+
+    @property
+    def parts(self) -> int:
+        """Reals of an entry."""
+        return 2 if self.complex else 1
+
+
+class Lanes:
+    """The assembler of a program, the layout of its workspace, and what every program does.
+
+    Registers: RBX is the job, RBP the workspace of the part, R12 the first matrix of the group, R13 the end of the
+    part, R14 the weights to come; R10, R11 and R15 belong to the program, the others are for the moment.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape, self.asm = shape, Assembler(shape.wide, shape.double)
+        self.multiply, self.multiply_add = self.asm.name(), self.asm.name()  # subroutines
+        self.register = self.asm.register_bytes
+        self.entry = shape.parts * self.register  # bytes of one entry of all lanes
+        self.member = shape.n**2 * self.entry
+        self.token = shape.members * self.member
+        # Workspace: number and address of each lane's matrix; scores and values; the stream.
+        self.pair = Memory(RBP, -(-16 * self.asm.lanes // self.register) * self.register)
+        self.stream = self.pair + 2 * self.token
+        if shape.complex:
+            self.tile = (2, 4) if shape.wide else (2, 2)
+        else:
+            self.tile = (4, 4) if shape.wide else (2, 4)
+
+    def groups(self) -> Iterator[None]:
+        """A function that takes parts of a job and goes through the groups of each; R12 is the first matrix of one."""
+        asm = self.asm
+        part, group, done = (asm.name() for _ in range(3))
+        asm.enter()
+        asm.set(RBX, RDI)
+        asm.label(part)
+        asm.constant(RAX, 1)
+        asm.fetch_and_add(AT["ticket"], RAX)
+        asm.compare(RAX, AT["parts"])
+        asm.jump(done, "at_least")
+        asm.get(RBP, AT["workspace_step"])
+        asm.times(RBP, RAX)
+        asm.plus(RBP, AT["workspace"])
+        asm.get(RCX, AT["begins"])
+        asm.get(R12, Memory(RCX, 0, index=RAX))
+        asm.get(R13, Memory(RCX, 8, index=RAX))
+        asm.label(group)
+        asm.compare(R12, R13)
+        asm.jump(part, "at_least")
+        self._indices()
+        yield
+        asm.plus_constant(R12, asm.lanes)
+        asm.jump(group)
+        asm.label(done)
+        asm.leave_vectors()
+        asm.leave()
+
+    # --- matrices in and out ------------------------------------------------------------------------------------------
+
+    def _indices(self) -> None:
+        """Which matrix each lane has: R12 + lane, at most the last one, and from there through ``rows``."""
+        asm = self.asm
+        loop, direct = asm.name(), asm.name()
+        asm.get(RCX, AT["last"])
+        asm.get(RDX, AT["rows"])
+        asm.constant(R8, 0)
+        asm.label(loop)
+        asm.set(RAX, R12)
+        asm.plus(RAX, R8)
+        asm.compare(RAX, RCX)
+        asm.set_if("greater", RAX, RCX)
+        asm.compare_constant(RDX, 0)
+        asm.jump(direct, "equal")
+        asm.get(RAX, Memory(RDX, 0, index=RAX))
+        asm.label(direct)
+        asm.put(Memory(RBP, 0, index=R8), RAX)
+        asm.plus_constant(R8, 1)
+        asm.compare_constant(R8, asm.lanes)
+        asm.jump(loop, "less")
+
+    def _pointers(self, batch: str) -> None:
+        """Where the matrix of each lane begins."""
+        asm, loop = self.asm, self.asm.name()
+        asm.get(RDX, AT[batch])
+        asm.get(RCX, AT[batch + "_step"])
+        asm.constant(R8, 0)
+        asm.label(loop)
+        asm.get(RAX, Memory(RBP, 0, index=R8))
+        asm.times(RAX, RCX)
+        asm.plus(RAX, RDX)
+        asm.put(Memory(RBP, 8 * asm.lanes, index=R8), RAX)
+        asm.plus_constant(R8, 1)
+        asm.compare_constant(R8, asm.lanes)
+        asm.jump(loop, "less")
+
+    def _pieces(self) -> Iterator[int]:
+        """A loop over the reals of a matrix, a register's worth at a time, then the rest.
+
+        RCX counts eights of bytes of a matrix, RDX points into its token.
+        """
+        asm = self.asm
+        whole, rest = divmod(self.shape.n**2 * self.shape.parts, asm.lanes)
+        asm.constant(RCX, 0)
+        if whole:
+            loop = asm.name()
+            asm.label(loop)
+            yield asm.lanes
+            asm.plus_constant(RDX, asm.lanes * self.register)
+            asm.plus_constant(RCX, self.register // 8)
+            asm.compare_constant(RCX, whole * self.register // 8)
+            asm.jump(loop, "less")
+        if rest:
+            yield rest
+
+    def load(self, batch: str, to: Memory) -> None:
+        """The matrices of the lanes, over 2^s."""
+        asm, n, parts, lanes = self.asm, self.shape.n, self.shape.parts, self.asm.lanes
+        transposed, conjugate = (
+            batch == "matrices" and x for x in (self.shape.transposed, self.shape.conjugate)
+        )
+        self._pointers(batch)
+        asm.address(RDX, to)
+        rows, spare = list(range(lanes)), list(range(lanes, lanes + 4))
+        for length in self._pieces():
+            if length < lanes:
+                asm.choose(length, spare[3])
+            for lane in range(lanes):
+                asm.get(RAX, Memory(RBP, 8 * (lanes + lane)))
+                if length < lanes:
+                    asm.load_some(rows[lane], Memory(RAX, 0, index=RCX), spare[3])
+                else:
+                    asm.load(rows[lane], Memory(RAX, 0, index=RCX))
+            found = transpose(asm, rows, spare[:3], length)
+            factors = [register for register in (*rows, *spare) if register not in found[:length]][:parts]
+            for part, register in enumerate(factors):
+                asm.load(register, Memory(R14, (conjugate and part) * self.register))
+            for e in range(length):
+                asm.multiply(found[e], found[e], factors[e % parts])
+                asm.store(Memory(RDX, e * self.register), found[e])
+        if transposed:
+            for i in range(n):
+                for j in range(i):
+                    self._swap(to + (i * n + j) * self.entry, to + (j * n + i) * self.entry)
+
+    def _swap(self, a: Memory, b: Memory) -> None:
+        for part in range(self.shape.parts):
+            self.asm.load(0, a + part * self.register)
+            self.asm.load(1, b + part * self.register)
+            self.asm.store(b + part * self.register, 0)
+            self.asm.store(a + part * self.register, 1)
+
+    def store(self) -> None:
+        """The results, from where R10 points."""
+        asm, lanes = self.asm, self.asm.lanes
+        self._pointers("out")
+        asm.set(RDX, R10)
+        rows, spare = list(range(lanes)), list(range(lanes, lanes + 4))
+        for length in self._pieces():
+            for e in range(length):
+                asm.load(rows[e], Memory(RDX, e * self.register))
+            found = transpose(asm, rows, spare[:3], lanes)
+            mask = next(register for register in (*rows, *spare) if register not in found)
+            if length < lanes:
+                asm.choose(length, mask)
+            for lane in range(lanes):
+                asm.get(RAX, Memory(RBP, 8 * (lanes + lane)))
+                if length < lanes:
+                    asm.store_some(Memory(RAX, 0, index=RCX), found[lane], mask)
+                else:
+                    asm.store(Memory(RAX, 0, index=RCX), found[lane])
+
+    def over(self, length: int, most: int) -> Iterator[int]:
+        """Blocks of ``most`` registers in a loop that moves RSI and RDI along them, then the rest; RCX counts."""
+        asm = self.asm
+        times, rest = divmod(length, most)
+        if times:
+            loop = asm.name()
+            asm.constant(RCX, times)
+            asm.label(loop)
+            yield most
+            asm.plus_constant(RDI, most * self.register)
+            asm.plus_constant(RSI, most * self.register)
+            asm.plus_constant(RCX, -1)
+            asm.jump(loop, "unequal")
+        if rest:
+            yield rest
+
+    # --- products -----------------------------------------------------------------------------------------------------
+
+    def product(self, X: int | Memory, Y: int | Memory, Z: int | Memory) -> None:
+        """Z ← X Y, of pairs (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        calls = [(0, 0, 0, self.multiply)]
+        if self.shape.members == 2:
+            calls += [(1, 0, 1, self.multiply), (0, 1, 1, self.multiply_add)]
+        for x, y, z, subroutine in calls:
+            for register, operand, member in ((RSI, X, x), (RDX, Y, y), (RDI, Z, z)):
+                at = operand if isinstance(operand, Memory) else Memory(operand)
+                self.asm.address(register, at + member * self.member)
+            self.asm.call(subroutine)
+
+    def multiplication(self, name: str, accumulate: bool) -> None:
+        """Subroutine: the matrices at RDI ← those at RSI · those at RDX, or that added."""
+        self.asm.label(name)
+        n, (high, broad) = self.shape.n, self.tile
+        for i in range(0, n, high):
+            for j in range(0, n, broad):
+                self._tile(i, j, min(high, n - i), min(broad, n - j), accumulate)
+        self.asm.back()
+
+    def _tile(self, i: int, j: int, high: int, broad: int, accumulate: bool) -> None:
+        """Entries i … of the rows and j … of the columns of a product, in registers."""
+        asm, n, parts, entry = self.asm, self.shape.n, self.shape.parts, self.entry
+        sums = [
+            [[(r * broad + c) * parts + p for p in range(parts)] for c in range(broad)] for r in range(high)
+        ]
+        first = high * broad * parts
+        ys = [[first + c * parts + p for p in range(parts)] for c in range(broad)]
+        xs = [first + broad * parts + p for p in range(parts)]
+        result = [
+            (sums[r][c][p], Memory(RDI, ((i + r) * n + j + c) * entry + p * self.register))
+            for r in range(high)
+            for c in range(broad)
+            for p in range(parts)
+        ]
+        for register, at in result:
+            if accumulate:
+                asm.load(register, at)
+            else:
+                asm.zero(register)
+
+        def step(X: Memory, Y: Memory) -> None:
+            for c in range(broad):
+                for p in range(parts):
+                    asm.load(ys[c][p], Y + (c * entry + p * self.register))
+            for r in range(high):
+                for p in range(parts):
+                    asm.load(xs[p], X + (r * n * entry + p * self.register))
+                for c in range(broad):
+                    asm.multiply_add(sums[r][c][0], xs[0], ys[c][0])
+                    if parts == 2:
+                        asm.multiply_add(sums[r][c][1], xs[0], ys[c][1])
+                        asm.multiply_subtract(sums[r][c][0], xs[1], ys[c][1])
+                        asm.multiply_add(sums[r][c][1], xs[1], ys[c][0])
+
+        X, Y = Memory(RSI, i * n * entry), Memory(RDX, j * entry)
+        if n <= UNROLLED_N:
+            for k in range(n):
+                step(X + k * entry, Y + k * n * entry)
+        else:
+            loop = asm.name()
+            asm.address(RAX, X)
+            asm.address(R8, Y)
+            asm.constant(RCX, n)
+            asm.label(loop)
+            step(Memory(RAX), Memory(R8))
+            asm.plus_constant(RAX, entry)
+            asm.plus_constant(R8, n * entry)
+            asm.plus_constant(RCX, -1)
+            asm.jump(loop, "unequal")
+        for register, at in result:
+            asm.store(at, register)
