@@ -113,19 +113,18 @@ class Ladder:
         """The first rung whose radius is at least ``norm``; ``len(rungs)`` where none is, or for NaN."""
         return bisect_left(self.radii, norm) if norm <= self.radius else len(self.rungs)
 
-    def levels(self, norm: Tensor) -> Tensor:
-        """:meth:`level` for each entry of a real tensor."""
-        return torch.where(norm.isnan(), len(self.rungs), self.levels_inside(norm))
+    def within(self, norm: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Whether the rungs ``first`` to ``last`` (not included) serve each norm, shape (last − first, batch).
 
-    def levels_inside(self, norm: Tensor) -> Tensor:
-        """:meth:`levels` where no norm is NaN."""
-        return torch.bucketize(norm, _tensor(tuple(self.radii), norm.dtype, norm.device), out_int32=True)
+        Nested: what a rung serves the next ones serve too.  None serves NaN.  Comparisons are shared among threads;
+        ``torch.bucketize`` is not.
+        """
+        return norm <= _tensor(tuple(self.radii), norm.dtype, norm.device)[first:last, None]
 
-    def majorant_levels(self, root: Tensor, norm: Tensor) -> Tensor:
-        """The first rung for β = ``root`` under the majorant bound; ``len(rungs)`` where ‖A‖ is too far above β."""
-        radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)
-        usable = norm <= MAJORANT_RATIO * root
-        return torch.where(usable, torch.bucketize(root, radii, out_int32=True), len(self.rungs))
+    def within_majorant(self, root: Tensor, norm: Tensor, last: int | None = None) -> Tensor:
+        """:meth:`within` for β = ``root`` under the majorant bound, whose ratio ‖A‖ may exceed."""
+        radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)[:last, None]
+        return (root <= radii) & (norm <= MAJORANT_RATIO * root)
 
     def one_group(self, first: int, last: int, count: int, n: int) -> bool:
         """Whether ``count`` matrices of levels ``first`` to ``last`` are not worth telling apart (see :meth:`group`).
@@ -138,6 +137,12 @@ class Ladder:
             return False
         saved = (self.rungs[last].cost - self.rungs[first].cost) * (PRODUCT_NS + FLOP_NS * n**3)
         return count * saved <= GROUP_NS
+
+    def cheaper_whole(self, rung: Rung, count: int, batch: int, n: int) -> bool:
+        """Whether ``rung`` computes the rest of a batch in less time than ``count`` rows, the most, take to gather."""
+        rest = batch - count
+        work = rung.cost * (PRODUCT_NS + FLOP_NS * n**3)
+        return rest < count and rest * work <= count * (GATHER_NS + ENTRY_NS * n**2)
 
     def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
