@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from .layout import chunk_length, tape_layout
+from .layout import Adjoint, TapeLayout, chunk_length, tape_layout
 from .tape import tape_for
 
 
@@ -101,18 +102,38 @@ def _evaluate(
     layout, count = tape_layout(A, total, members)
     tape = tape_for(A, layout, count, weights, identity, squarings, members)
     scale = 2.0**-squarings
-    result = None if rows is None else A.new_empty(count, *A.shape[1:])
+    sources = [(A.mT if layout is Adjoint else A, scale)]
+    if E is not None:
+        sources.append((E, scale))
+    elif squares is not None:
+        sources.append((squares, scale * scale))
     for start in range(0, total, count):
         # The last chunk reaches back over some matrices of the one before, so that one tape serves all.
         at = slice(min(start, total - count), min(start, total - count) + count)
         chosen = at if rows is None else rows[at]
-        for source, place in zip((A,) if E is None else (A, E), tape.first, strict=True):
-            layout.load(take(source, chosen), place, scale)
-        if squares is not None:
-            layout.load(take(squares, chosen), tape.second, scale * scale)
+        for (source, factor), place in zip(sources, tape.inputs, strict=False):
+            _load(layout, source, chosen, place, factor)
         tape.replay(squares is not None)
-        if result is None:
-            layout.store(tape.result, out[at])
-        else:
-            layout.store(tape.result, result)
-            put(out, chosen, result)
+        _store(layout, tape.result, out, chosen)
+
+
+def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scale: float) -> None:
+    """Place ← scale · A[at]."""
+    if isinstance(at, Tensor) and layout.as_given and A.is_contiguous():
+        torch.index_select(A, 0, at, out=place)
+        if scale != 1.0:
+            place.mul_(scale)
+    else:
+        layout.load(take(A, at), place, scale)
+
+
+def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor) -> None:
+    """Out[at] ← X."""
+    if isinstance(at, slice):
+        layout.store(X, out[at])
+    elif layout.as_given:
+        out.index_copy_(0, at, X)
+    else:
+        result = out.new_empty(at.shape[0], *out.shape[1:])
+        layout.store(X, result)
+        out.index_copy_(0, at, result)

@@ -34,6 +34,9 @@ class _OneLane:
     """A layout that leaves the sharing among threads to the products."""
 
     lanes = 1
+    as_given = (
+        False  # whether matrices lie as in a batch, so that rows of it go in and out without a copy between
+    )
 
     @staticmethod
     def token(X: Tensor) -> Tensor:
@@ -45,6 +48,7 @@ class BatchFirst(_OneLane):
     """Matrices as (count, n, n): products are batched GEMMs."""
 
     dims = (-2, -1)
+    as_given = True
 
     @staticmethod
     def shape(count: int, n: int, members: int) -> tuple[int, ...]:
@@ -111,6 +115,20 @@ class BatchFirst(_OneLane):
     def add_identity(X: Tensor, weight: float) -> None:
         """X ← X + weight · I."""
         BatchFirst.diagonal(X).add_(weight)
+
+
+class Adjoint(BatchFirst):
+    """As BatchFirst, but the first member of a pair is the transpose of the value.
+
+    A derivative at a transposed view so reads matrices that lie in one piece: a batched GEMM transposes for nothing.
+    Tokens are polynomials in one matrix, so that the transpose of a product is the product of the transposes.
+    """
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ᵀ + X₀ᵀY₁)."""
+        calls = [partial(torch.bmm, X[0], Y[0], out=out[0]), partial(torch.bmm, X[1], Y[0].mT, out=out[1])]
+        return [*calls, *BatchFirst.added_product(X[0].mT, Y[1], out[1])]
 
 
 class BatchLast:
@@ -206,6 +224,8 @@ class Lanes:
     the same matrices in every operation, which then stay in the cache of one core.  A pair has its two members behind
     the lanes.
     """
+
+    as_given = False
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -328,7 +348,8 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
     if A.shape[0] == 1:
         return Alone, 1
     if layout_for(n, count) is BatchFirst:
-        return BatchFirst, length
+        transposed = members == 2 and not A.is_complex() and A.stride(-1) != 1 and A.mT.is_contiguous()
+        return (Adjoint if transposed else BatchFirst), length
     threads = torch.get_num_threads() if A.device.type == "cpu" else 1
     shared = SHARED_FROM // (n * n) + 1
     if threads == 1 or count < shared + threads:

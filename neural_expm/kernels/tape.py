@@ -45,8 +45,7 @@ class Tape:
         memory: uninitialised, ``size(…)`` entries of the dtype.
 
     Attributes:
-        first: where A/2^s goes, and its direction.
-        second: where A²/4^s goes, if A² is known.
+        inputs: where A/2^s goes, and then either its direction, or A²/4^s if that is known.
         result: the value, or the derivative, once :meth:`replay` is done.
     """
 
@@ -68,8 +67,7 @@ class Tape:
         pair = rest.view(lanes, 2, *lane)
         multiply = layout.product_of_pairs if members == 2 else layout.product
         tokens = [layout.token(X) for X in stream.unbind(1)]
-        self.first = layout.parts(tokens[0]) if members == 2 else (tokens[0],)
-        self.second = tokens[1]
+        self.inputs = layout.parts(tokens[0]) if members == 2 else (tokens[0], tokens[1])
         self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
         self.calls: list[Call] = []
         flat, pair_flat = rows(stream), rows(pair)
@@ -92,7 +90,7 @@ class Tape:
         return (len(weights) + 3) * members * count * n * n
 
     def replay(self, square_known: bool = False) -> None:
-        """Compute the result from :attr:`first` (and :attr:`second`)."""
+        """Compute the result from :attr:`inputs`."""
         if not square_known:
             run(self.square)
         run(self.calls)

@@ -18,7 +18,7 @@ from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder
+from .ladder import ASSEMBLED, MAJORANT_RATIO, Ladder
 from .plan import Plan, TieredPlan, plan_for, reasons
 from .pretrained import Pretrained
 from .protocols import Network
@@ -131,9 +131,10 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def _plan(self, A: Tensor, code: assembled.Kernel | None, trust: bool) -> Plan:
         """For the assembled or the eager kernel."""
-        plan = plan_for(A, self.ladder, trust, None if code is None else code.norms(A))
-        if code is not None:
-            plan.kernel = "assembled"
+        if code is None:
+            return plan_for(A, self.ladder, trust)
+        plan = plan_for(A, self.ladder, trust, code.norms(A), ASSEMBLED)
+        plan.kernel = code.name
         return plan
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:

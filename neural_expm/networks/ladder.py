@@ -11,13 +11,35 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Cost model behind merging small groups, nanoseconds on one CPU core; only the ratios matter.  A group costs its torch
-# calls (GROUP) whatever its size; a product, with the sums before it, PRODUCT + FLOP·n³ a matrix; taking a matrix out
-# of the batch and putting it back GATHER + ENTRY·n², unless the group is the whole batch.
-GROUP_NS = 80_000.0
-PRODUCT_NS, FLOP_NS = 6.0, 0.1
-GATHER_NS, ENTRY_NS = 10.0, 0.7
 
+@dataclass(frozen=True)
+class Costs:
+    """Cost model of a kernel behind merging small groups, nanoseconds on a CPU; only the ratios matter.
+
+    Attributes:
+        group: of a group, whatever its size: its calls.
+        product_, flop: of a product with the sums before it, product_ + flop · n³ a matrix.
+        gather_, entry: of taking a matrix out of the batch and putting it back, gather_ + entry · n², unless the group
+            is the whole batch.
+    """
+
+    group: float
+    product_: float
+    flop: float
+    gather_: float
+    entry: float
+
+    def product(self, n: int) -> float:
+        """Of a product, for one matrix."""
+        return self.product_ + self.flop * n**3
+
+    def gather(self, n: int) -> float:
+        """Of taking one matrix out and putting it back."""
+        return self.gather_ + self.entry * n**2
+
+
+EAGER = Costs(80_000.0, 6.0, 0.1, 10.0, 0.7)
+ASSEMBLED = Costs(20_000.0, 2.0, 0.03, 1.0, 0.0)  # takes matrices where they lie
 
 @dataclass(frozen=True)
 class Rung:
@@ -113,21 +135,20 @@ class Ladder:
         """The first rung whose radius is at least ``norm``; ``len(rungs)`` where none is, or for NaN."""
         return bisect_left(self.radii, norm) if norm <= self.radius else len(self.rungs)
 
-    def levels(self, norm: Tensor) -> Tensor:
-        """:meth:`level` for each entry of a real tensor."""
-        return torch.where(norm.isnan(), len(self.rungs), self.levels_inside(norm))
+    def within(self, norm: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Whether the rungs ``first`` to ``last`` (not included) serve each norm, shape (last − first, batch).
 
-    def levels_inside(self, norm: Tensor) -> Tensor:
-        """:meth:`levels` where no norm is NaN."""
-        return torch.bucketize(norm, _tensor(tuple(self.radii), norm.dtype, norm.device), out_int32=True)
+        Nested: what a rung serves the next ones serve too.  None serves NaN.  Comparisons are shared among threads;
+        ``torch.bucketize`` is not.
+        """
+        return norm <= _tensor(tuple(self.radii), norm.dtype, norm.device)[first:last, None]
 
-    def majorant_levels(self, root: Tensor, norm: Tensor) -> Tensor:
-        """The first rung for β = ``root`` under the majorant bound; ``len(rungs)`` where ‖A‖ is too far above β."""
-        radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)
-        usable = norm <= MAJORANT_RATIO * root
-        return torch.where(usable, torch.bucketize(root, radii, out_int32=True), len(self.rungs))
+    def within_majorant(self, root: Tensor, norm: Tensor, last: int | None = None) -> Tensor:
+        """:meth:`within` for β = ``root`` under the majorant bound, whose ratio ‖A‖ may exceed."""
+        radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)[:last, None]
+        return (root <= radii) & (norm <= MAJORANT_RATIO * root)
 
-    def one_group(self, first: int, last: int, count: int, n: int) -> bool:
+    def one_group(self, first: int, last: int, count: int, n: int, costs: Costs) -> bool:
         """Whether ``count`` matrices of levels ``first`` to ``last`` are not worth telling apart (see :meth:`group`).
 
         False for a ``last`` beyond the rungs.
@@ -136,10 +157,15 @@ class Ladder:
             return True
         if last == len(self.rungs) or self.rungs[first].squarings < self.rungs[last].squarings - 1:
             return False
-        saved = (self.rungs[last].cost - self.rungs[first].cost) * (PRODUCT_NS + FLOP_NS * n**3)
-        return count * saved <= GROUP_NS
+        saved = (self.rungs[last].cost - self.rungs[first].cost) * costs.product(n)
+        return count * saved <= costs.group
 
-    def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
+    def cheaper_whole(self, rung: Rung, count: int, batch: int, n: int, costs: Costs) -> bool:
+        """Whether ``rung`` computes the rest of a batch in less time than ``count`` rows, the most, take to gather."""
+        rest = batch - count
+        return rest < count and rest * rung.cost * costs.product(n) <= count * costs.gather(n)
+
+    def group(self, counts: Sequence[int], n: int, costs: Costs) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
         A deeper tier may serve a smaller matrix, but no more than one squaring beyond its own.
@@ -150,7 +176,7 @@ class Ladder:
         Returns:
             (first, last) levels of each group, to be computed at the last one's rung.
         """
-        per_product, gather = PRODUCT_NS + FLOP_NS * n**3, GATHER_NS + ENTRY_NS * n**2
+        per_product, gather = costs.product(n), costs.gather(n)
         used = [level for level, count in enumerate(counts) if count]
         if not used:
             return []
@@ -163,7 +189,7 @@ class Ladder:
                     continue  # each squaring too many costs a matrix half a digit
                 matrices = sum(counts[level] for level in used[j:k])
                 work = rung.cost * per_product + (gather if k - j < len(used) else 0.0)
-                options.append((best[j][0] + GROUP_NS + matrices * work, j))
+                options.append((best[j][0] + costs.group + matrices * work, j))
             best.append(min(options))
         groups, k = [], len(used)
         while k:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
-from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
+from .ladder import EAGER, MAJORANT_RATIO, Costs, Ladder, Rung, after_squaring
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
@@ -24,6 +24,7 @@ SINGLE_SHARPER_N = 64
 class Plan:
     """Who computes what, and what the report says: groups of rows with one rung each, or the rung of every row.
 
+    A group without rows, the first if any, is the whole batch, of which later groups compute some rows anew.
     The eager and the assembled kernel compute group by group; the compiled one sorts rows by itself and hands back
     ``levels``.
     """
@@ -91,13 +92,16 @@ class TieredPlan(Plan):
         return self.details
 
 
-def plan_for(A: Tensor, ladder: Ladder, trust: bool = False, norm: Tensor | None = None) -> Plan:
+def plan_for(
+    A: Tensor, ladder: Ladder, trust: bool = False, norm: Tensor | None = None, costs: Costs = EAGER
+) -> Plan:
     """Pick a rung for each matrix, for the eager or the assembled kernel.
 
     Args:
         A: shape (batch, n, n).
         trust: never call a matrix outside: what no rung serves gets the last one.
         norm: ‖A‖_F of each matrix, from a kernel that finds them faster and has no use for A².
+        costs: of that kernel.
     """
     count, n = A.shape[:2]
     square_first = norm is None and n >= SQUARE_FIRST_N
@@ -106,19 +110,18 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False, norm: Tensor | None
         return _plan_of_one(A, norm, ladder, trust)
     squares = torch.bmm(A, A) if square_first and count else None
     low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
+    # The rungs in question: all those below the last serve some matrices and not others.
+    first, last = ladder.level(low), ladder.level(high)
     if not high <= ladder.radius:  # or NaN: let the sharper bound decide who is outside
-        levels = ladder.levels(norm := norm_bound(A))
-    elif squares is None:
-        first, last = ladder.level(low), ladder.level(high)
-        if ladder.one_group(first, last, count, n):
-            return Plan([(ladder.rungs[last], None)], None, ladder, count, A.device)
-        levels = ladder.levels_inside(norm)
+        first, norm = 0, norm_bound(A)
+    elif squares is None and ladder.one_group(first, last, count, n, costs):
+        return Plan([(ladder.rungs[last], None)], None, ladder, count, A.device)
+    if squares is None:
+        within = ladder.within(norm, first, last)
     else:
-        levels = ladder.levels_inside(norm)
-    if squares is not None:
-        root = frobenius_norm(squares).sqrt()
-        levels = torch.minimum(levels, ladder.majorant_levels(root, norm))
-    return _grouped(levels, norm, n, ladder, squares, trust)
+        first, root = 0, frobenius_norm(squares).sqrt()
+        within = ladder.within(norm, 0, last) | ladder.within_majorant(root, norm, last)
+    return _grouped(within, first, norm, n, ladder, squares, trust, costs)
 
 
 def _plan_of_one(A: Tensor, norm: Tensor, ladder: Ladder, trust: bool) -> Plan:
@@ -134,32 +137,55 @@ def _plan_of_one(A: Tensor, norm: Tensor, ladder: Ladder, trust: bool) -> Plan:
         norm = norm_bound(A)
         level = min(level, ladder.level(float(norm)))
     if level == len(ladder.rungs):
-        return _grouped(ladder.levels(norm), norm, n, ladder, squares, trust)
+        return _grouped(ladder.within(norm), 0, norm, n, ladder, squares, trust, EAGER)
     return Plan([(ladder.rungs[level], None)], None, ladder, 1, A.device, squares=squares)
 
 
 def _grouped(
-    levels: Tensor, norm: Tensor, n: int, ladder: Ladder, squares: Tensor | None, trust: bool
+    within: Tensor,
+    first: int,
+    norm: Tensor,
+    n: int,
+    ladder: Ladder,
+    squares: Tensor | None,
+    trust: bool,
+    costs: Costs,
 ) -> Plan:
-    rungs = ladder.rungs
+    """The plan of a batch, of which the rungs from ``first`` on serve the rows ``within``, and the next one the rest.
+
+    Beyond the last rung is outside.
+    """
+    rungs, batch = ladder.rungs, norm.shape[0]
+    served = [*torch.count_nonzero(within, dim=1).tolist(), batch]
+    counts = [0] * first + [b - a for a, b in zip([0, *served], served, strict=False)]
     reason = None
-    counts = torch.bincount(levels, minlength=len(rungs) + 1).tolist()
-    if counts[-1] and trust:
-        levels = levels.clamp_max(len(rungs) - 1)
-        counts = [*counts[:-2], counts[-2] + counts[-1]]
-    elif counts[-1]:
-        code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
-        reason = torch.where(levels == len(rungs), code, int(Reason.INSIDE)).to(torch.uint8)
+    if len(counts) > len(rungs):
+        outside = counts.pop()
+        if trust:
+            counts[-1] += outside
+            within = within[:-1]
+        elif outside:
+            code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
+            reason = torch.where(within[-1], int(Reason.INSIDE), code).to(torch.uint8)
     groups: list[tuple[Rung, Tensor | None]] = []
-    merged = ladder.group(counts[: len(rungs)], n)
-    for first, last in merged:
-        if len(merged) == 1 and reason is None:
-            rows = None
+    for low, high in ladder.group(counts, n, costs):
+        rung, size = rungs[high], sum(counts[low : high + 1])
+        if size == batch or ladder.cheaper_whole(rung, size, batch, n, costs):
+            groups.insert(0, (rung, None))  # the rows of other groups are computed over it
         else:
-            chosen = levels == first if first == last else (levels >= first) & (levels <= last)
-            rows = torch.nonzero(chosen)[:, 0]
-        groups.append((rungs[last], rows))
-    return Plan(groups, None, ladder, norm.shape[0], norm.device, reason, squares)
+            groups.append((rung, _rows_between(within, low - first, high - first)))
+    return Plan(groups, None, ladder, batch, norm.device, reason, squares)
+
+
+def _rows_between(within: Tensor, low: int, high: int) -> Tensor:
+    """The rows that rung ``low`` of ``within`` or a later one serves first, up to ``high``."""
+    if high == len(within):
+        chosen = ~within[low - 1]
+    elif low:
+        chosen = within[high] ^ within[low - 1]
+    else:
+        chosen = within[high]
+    return torch.nonzero(chosen)[:, 0]
 
 
 def reasons(A: Tensor, levels: Tensor, ladder: Ladder) -> Tensor:
