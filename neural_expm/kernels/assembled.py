@@ -163,7 +163,7 @@ class Kernel:
         A = A if transposed else _by_rows(A)
         members, products = (1 if E is None else 2), len(weights)
         program, address = self._program(members, transposed, A.is_conj())
-        work = (products + squarings) * (2 * members - 1) * n**3
+        work = (products + squarings) * (2 * members - 1) * n**3 * program.shape.parts**2
         # Held until the call is over: another thread may put its own in the place of what a job only points to.
         table = self._table(weights, identity, squarings, program.asm.lanes)
         job = Job(
@@ -177,7 +177,7 @@ class Kernel:
             squarings=squarings,
         )
         if E is not None:
-            E = _by_rows(E.resolve_conj().resolve_neg())
+            E = _by_rows(E.resolve_conj())
             job.directions, job.directions_step = E.data_ptr(), E.stride(0) * A.element_size()
         self._call(address, job, A, count, program.asm.lanes, work)
 

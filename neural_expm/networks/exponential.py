@@ -217,7 +217,7 @@ class EquivariantExponential(Pretrained, nn.Module):
             levels = plan.by_row().clamp_min(floor)
             kernel.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
             return out
-        code = assembled.find(A) or eager
+        code = (assembled.find(A) if compiled.readable(E) else None) or eager
         for rung, rows in plan.by_group():
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
