@@ -60,7 +60,7 @@ def read(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"bench: cannot read {path}: {error}; write it with "
-            f"python -m neural_expm.bench --suite {path.stem} --json {path}"
+            f"python -m neural_expm.bench --suite {path.stem.partition('_')[0]} --json {path}"
         ) from error
     if not isinstance(result, dict) or not {"suite", "environment", "workloads", "summary"} <= set(result):
         raise InputError(f"bench: {path} was not written by python -m neural_expm.bench --json")
