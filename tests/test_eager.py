@@ -60,6 +60,33 @@ def test_chunks_of_any_length_give_the_same(eager, n):
             torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize(("n", "dtype", "count"), [(4, torch.complex64, 1000), (3, torch.complex128, 1300)])
+def test_terms_of_short_complex_batches(eager, threads, n, dtype, count):
+    """The terms of a product in one call are those of the calls one by one."""
+    A, G = (torch.randn(count, n, n, dtype=dtype, generator=cases.generator(i)) / n for i in (0, 1))
+    A[5] = torch.nan
+    threads(1)
+    expected = both(A, G)
+    threads(2)
+    assert isinstance(layout.tape_layout(A, count, 2)[0], layout.Outer)
+    for got, wanted in zip(both(A, G), expected, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+def test_the_largest_group_is_computed_in_place(eager):
+    """Later groups, and the exact algorithm, put theirs over what it made of their matrices."""
+    A, G = (torch.randn(2000, 3, 3, dtype=torch.float64, generator=cases.generator(i)) / 9 for i in (0, 1))
+    large, outside = torch.arange(0, 2000, 40), torch.tensor([3])
+    A[large] *= 30
+    A[outside] = 1e6 * torch.ones(3, 3, dtype=torch.float64).triu(1)
+    rest = torch.ones(2000, dtype=torch.bool)
+    rest[large] = rest[outside] = False
+    result = both(A, G)
+    for rows in (large, outside, rest):
+        for got, wanted in zip(result, both(A[rows], G[rows]), strict=True):
+            torch.testing.assert_close(got[rows], wanted, rtol=1e-11, atol=1e-13)
+
+
 def test_a_tape_is_kept_for_its_weights_alone(eager):
     """Two networks of one shape, evaluated in turns in the same memory."""
     A = torch.randn(500, 3, 3, dtype=torch.float64, generator=cases.generator(0)) / 3

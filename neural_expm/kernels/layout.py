@@ -151,7 +151,13 @@ class BatchLast:
         n, count = A.shape[-1], A.shape[0]
         rows = A.stride() == (n * n, n, 1)
         if isinstance(scale, Tensor) or A.is_complex() or not (rows or A.stride() == (n * n, 1, n)):
-            torch.mul(A.permute(1, 2, 0), scale, out=out)
+            rows_last = A.permute(1, 2, 0)
+            if isinstance(scale, float) and scale == 1.0:
+                out.copy_(
+                    rows_last
+                )  # a conjugate view is resolved on the way, before a product in a pass of its own
+            else:
+                torch.mul(rows_last, scale, out=out)
             return
         flat = A.as_strided((n * n, count), (1, n * n))
         torch.mm(_permutation(n, not rows, scale, A.dtype, A.device), flat, out=out.view(n * n, count))
@@ -258,8 +264,7 @@ class Lanes:
 
     product = staticmethod(BatchLast.product)
 
-    @staticmethod
-    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
         """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
         calls = BatchLast.product(X, Y.narrow(-4, 0, 1), out)
         return [*calls, *BatchLast.added_product(X.select(-4, 0), Y.select(-4, 1), out.select(-4, 1))]
@@ -268,6 +273,57 @@ class Lanes:
     def diagonal(X: Tensor) -> Tensor:
         """A view of the diagonals."""
         return X.diagonal(dim1=-3, dim2=-2)
+
+
+class Outer(Lanes):
+    """One lane of a complex batch too short for threads to share n calls: all terms of a product at once, then a sum.
+
+    The terms make a way through memory that real ones would not repay; a GEMM with a row of ones adds them.
+
+    Args:
+        room: for the terms of a product, ``terms(…)`` entries; without, the layout describes and does not compute.
+    """
+
+    def __init__(self, room: Tensor | None = None) -> None:
+        super().__init__(1)
+        self.room = room
+
+    @staticmethod
+    def terms(count: int, n: int, members: int) -> int:
+        """Entries of the terms of a product."""
+        return (3 if members == 2 else 1) * n**3 * count
+
+    def product(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        terms = self._room(len(X), *X.shape)
+        return [Outer._terms(X, Y, terms), Outer._sum(terms, out)]
+
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        n, token = X.shape[1], X.shape[1:]
+        terms = self._room(3, n, *token)
+        return [
+            Outer._terms(X, Y[0], terms[:2]),
+            Outer._terms(X[0], Y[1], terms[2]),
+            Outer._sum(terms[0], out[0]),
+            Outer._sum(terms[1:].view(2 * n, *token), out[1]),
+        ]
+
+    def _room(self, *shape: int) -> Tensor:
+        assert self.room is not None
+        return self.room.view(shape)
+
+    @staticmethod
+    def _terms(X: Tensor, Y: Tensor, out: Tensor) -> Call:
+        """The call of out[…, k, i, j, :] ← X[…, i, k, :] Y[k, j, :]."""
+        return partial(torch.mul, X.transpose(-3, -2).unsqueeze(-2), Y.unsqueeze(-3), out=out)
+
+    @staticmethod
+    def _sum(terms: Tensor, out: Tensor) -> Call:
+        """The call of out ← Σ terms."""
+        terms, out = torch.view_as_real(terms), torch.view_as_real(out)
+        ones = torch.ones(1, len(terms), dtype=terms.dtype, device=terms.device)
+        return partial(torch.mm, ones, terms.view(len(terms), -1), out=out.view(1, -1))
 
 
 class Alone(_OneLane):
@@ -341,6 +397,9 @@ def _lanes(threads: int) -> Lanes:
     return Lanes(threads)
 
 
+_OUTER = Outer()
+
+
 def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
     """The faster layout for ``count`` of the matrices of A, and how many make a chunk."""
     n = A.shape[-1]
@@ -353,7 +412,8 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
     threads = torch.get_num_threads() if A.device.type == "cpu" else 1
     shared = SHARED_FROM // (n * n) + 1
     if threads == 1 or count < shared + threads:
-        return _lanes(1), _whole_lines(length, count, A)
+        outer = threads > 1 and A.is_complex() and n**3 * count >= SHARED_FROM
+        return (_OUTER if outer else _lanes(1)), _whole_lines(length, count, A)
     if length < shared:
         length = -(-count // (count // shared))  # even parts again
     return _lanes(threads), _whole_lines(-(-length // threads), count // threads, A) * threads

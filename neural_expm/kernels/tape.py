@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .layout import Call, TapeLayout, run
+from .layout import Call, Outer, TapeLayout, run
 
 KEPT = 16  # tapes of a thread
 KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
@@ -65,6 +65,9 @@ class Tape:
         stream = memory[: made * entries].view(lanes, -1, *lane)
         rest = memory[made * entries : (made + 2 * lanes) * entries]
         pair = rest.view(lanes, 2, *lane)
+        if isinstance(layout, Outer):
+            start = (made + 2 * lanes) * entries
+            layout = Outer(memory[start : start + layout.terms(count, n, members)])
         multiply = layout.product_of_pairs if members == 2 else layout.product
         tokens = [layout.token(X) for X in stream.unbind(1)]
         self.inputs = layout.parts(tokens[0]) if members == 2 else (tokens[0], tokens[1])
@@ -85,9 +88,10 @@ class Tape:
         self.result = layout.parts(now)[1] if members == 2 else now
 
     @staticmethod
-    def size(n: int, count: int, weights: list[Tensor], members: int) -> int:
-        """Entries of memory: the tokens, and the scores and values of a head."""
-        return (len(weights) + 3) * members * count * n * n
+    def size(layout: TapeLayout, n: int, count: int, weights: list[Tensor], members: int) -> int:
+        """Entries of memory: the tokens, the scores and values of a head, and room for a product."""
+        room = layout.terms(count, n, members) if isinstance(layout, Outer) else 0
+        return (len(weights) + 3) * members * count * n * n + room
 
     def replay(self, square_known: bool = False) -> None:
         """Compute the result from :attr:`inputs`."""
@@ -120,7 +124,7 @@ def tape_for(
 
     Nothing is kept on a GPU, where two streams of one thread may run side by side.
     """
-    n, size = A.shape[-1], Tape.size(A.shape[-1], count, weights, members)
+    n, size = A.shape[-1], Tape.size(layout, A.shape[-1], count, weights, members)
     make = partial(Tape, layout, n, count, weights, identity, squarings, members)
     if A.device.type != "cpu" or type(A) is not Tensor or size * A.element_size() > KEPT_BYTES:
         return make(A.new_empty(size))
