@@ -126,9 +126,7 @@ class Domain:
 def frobenius_norm(A: Tensor) -> Tensor:
     """‖A‖_F of each matrix, shape (*); by real arithmetic, as torch's complex norm is many times slower on a CPU."""
     if A.is_complex():
-        A = torch.view_as_real(A.resolve_conj()).flatten(-2)
-    if A.is_contiguous():  # a reduction over one dimension is faster than over two
-        return torch.linalg.vector_norm(A.flatten(-2), dim=-1)
+        return torch.linalg.vector_norm(torch.view_as_real(A.resolve_conj()), dim=(-3, -2, -1))
     return torch.linalg.vector_norm(A, dim=(-2, -1))
 
 
