@@ -127,8 +127,6 @@ def frobenius_norm(A: Tensor) -> Tensor:
     """‖A‖_F of each matrix, shape (*); by real arithmetic, as torch's complex norm is many times slower on a CPU."""
     if A.is_complex():
         return torch.linalg.vector_norm(torch.view_as_real(A.resolve_conj()), dim=(-3, -2, -1))
-    if type(A) is Tensor and A.is_contiguous():  # and not traced: a reduction over one dimension is faster
-        return torch.linalg.vector_norm(A.flatten(-2), dim=-1)
     return torch.linalg.vector_norm(A, dim=(-2, -1))
 
 

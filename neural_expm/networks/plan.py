@@ -105,7 +105,7 @@ def plan_for(
     """
     count, n = A.shape[:2]
     square_first = norm is None and n >= SQUARE_FIRST_N
-    norm = frobenius_norm(A) if norm is None else norm
+    norm = _frobenius_norm(A) if norm is None else norm
     if count == 1:
         return _plan_of_one(A, norm, ladder, trust)
     squares = torch.bmm(A, A) if square_first and count else None
@@ -119,9 +119,16 @@ def plan_for(
     if squares is None:
         within = ladder.within(norm, first, last)
     else:
-        first, root = 0, frobenius_norm(squares).sqrt()
+        first, root = 0, _frobenius_norm(squares).sqrt()
         within = ladder.within(norm, 0, last) | ladder.within_majorant(root, norm, last)
     return _grouped(within, first, norm, n, ladder, squares, trust, costs)
+
+
+def _frobenius_norm(A: Tensor) -> Tensor:
+    """As in ``domain``, where it is also exported: a reduction over one dimension is faster than over two."""
+    if A.is_complex() or not A.is_contiguous():
+        return frobenius_norm(A)
+    return torch.linalg.vector_norm(A.flatten(-2), dim=-1)
 
 
 def _plan_of_one(A: Tensor, norm: Tensor, ladder: Ladder, trust: bool) -> Plan:
