@@ -9,6 +9,7 @@ os.environ.setdefault("NEURAL_EXPM_COMPILE", "0")
 # "The same weights bit for bit" holds for the same number of threads, in this process and in those that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+
 @pytest.fixture
 def no_assembler(monkeypatch):
     """Without machine code, as on a processor that has no assembler."""

@@ -34,9 +34,8 @@ class _OneLane:
     """A layout that leaves the sharing among threads to the products."""
 
     lanes = 1
-    as_given = (
-        False  # whether matrices lie as in a batch, so that rows of it go in and out without a copy between
-    )
+    # Whether matrices lie as in a batch, so that rows of it go in and out without a copy between.
+    as_given = False
 
     @staticmethod
     def token(X: Tensor) -> Tensor:
@@ -151,13 +150,11 @@ class BatchLast:
         n, count = A.shape[-1], A.shape[0]
         rows = A.stride() == (n * n, n, 1)
         if isinstance(scale, Tensor) or A.is_complex() or not (rows or A.stride() == (n * n, 1, n)):
-            rows_last = A.permute(1, 2, 0)
+            last = A.permute(1, 2, 0)
             if isinstance(scale, float) and scale == 1.0:
-                out.copy_(
-                    rows_last
-                )  # a conjugate view is resolved on the way, before a product in a pass of its own
+                out.copy_(last)  # takes a conjugate on the way; a product does so in a pass of its own
             else:
-                torch.mul(rows_last, scale, out=out)
+                torch.mul(last, scale, out=out)
             return
         flat = A.as_strided((n * n, count), (1, n * n))
         torch.mm(_permutation(n, not rows, scale, A.dtype, A.device), flat, out=out.view(n * n, count))

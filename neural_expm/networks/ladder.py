@@ -39,7 +39,9 @@ class Costs:
 
 
 EAGER = Costs(80_000.0, 6.0, 0.1, 10.0, 0.7)
-ASSEMBLED = Costs(20_000.0, 2.0, 0.03, 6.0, 0.0)  # takes matrices where they lie; to find them takes a look at each
+# Takes matrices where they lie; to find them takes a look at each.
+ASSEMBLED = Costs(20_000.0, 2.0, 0.03, 6.0, 0.0)
+
 
 @dataclass(frozen=True)
 class Rung:

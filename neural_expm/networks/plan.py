@@ -30,7 +30,7 @@ class Plan:
     """
 
     groups: list[tuple[Rung, Tensor | None]] | None
-    levels: Tensor | None  # index of each row's rung, their number for rows outside; where there are no groups
+    levels: Tensor | None  # where there are no groups: each row's rung, their number for rows outside
     ladder: Ladder
     batch: int
     device: torch.device
