@@ -29,7 +29,6 @@ from ..kernels.compiled_composition import Passes
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
-from ..kernels.memory import result_like
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from .exponential import Trusted
@@ -163,7 +162,7 @@ class _Composition(Pretrained, nn.Module):
         Returns:
             f(A), unset for the matrices that failed, and the outcome.
         """
-        out = result_like(A)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (answered := self._run_triton(A, out)) is not None:
             outcome, failed = answered
         elif (kernel := compiled.find(A, self.function)) is not None:
@@ -281,7 +280,7 @@ class _Composition(Pretrained, nn.Module):
 
         No outcome: every matrix is trusted.
         """
-        out = result_like(A)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import assembled, compiled, eager, triton_route
-from ..kernels.memory import result_like
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
@@ -109,7 +108,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
-        out = result_like(A)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
         kernel = compiled.find(A)
@@ -207,7 +206,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
-        out = result_like(A)
+        out = torch.empty_like(A, memory_format=torch.contiguous_format)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out
