@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import mmap
 import os
 import platform
 import signal
@@ -101,6 +103,37 @@ def test_a_matrix_is_computed_alike_whatever_shares_its_batch(fresh):
         torch.set_num_threads(before)
     for other in (*together[1:], neural_expm.expm(A.flip(0)).flip(0)):
         assert torch.equal(other, together[0])
+
+
+def before_a_wall(A: torch.Tensor) -> torch.Tensor:
+    """A copy whose last byte is the last one before a page that nobody may touch."""
+    page = mmap.PAGESIZE
+    size = -(-A.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+    libc = ctypes.CDLL(None)
+    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    assert libc.mprotect(wall, page, 0) == 0
+    copy = torch.frombuffer(memory, dtype=A.dtype, count=A.numel(), offset=size - A.nbytes)
+    return copy.view(A.shape).copy_(A)
+
+
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
+    """Otherwise the process ends here."""
+    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    kernel = assembled.Kernel(n, dtype)
+    A, E, out = (
+        before_a_wall(torch.randn(21, n, n, dtype=dtype, generator=cases.generator(i)) / n) for i in range(3)
+    )
+    for B in (A, A.mT):
+        kernel.exponential(B, *network(dtype), out)
+        kernel.exponential_frechet(B, E, *network(dtype), out)
+        monkeypatch.setattr(assembled, "NORMS_FROM", 1)
+        torch.testing.assert_close(kernel.norms(B), torch.linalg.matrix_norm(B))
 
 
 @needs_code
