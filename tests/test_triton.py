@@ -72,6 +72,6 @@ def test_an_empty_batch_and_a_matrix_too_large():
 @pytest.mark.slow
 def test_compiled_for_a_gpu_the_kernel_stays_in_registers(tmp_path):
     used = usage(tmp_path, "expm", 3, torch.float32, dual=True)
-    assert used["REG"] <= 255
-    assert used["LOCAL"] == used["STACK"] == 0
+    assert used["registers"] <= 255
+    assert used["stack"] == 0
     assert used["shared"] <= 48 * 1024

@@ -135,6 +135,6 @@ def test_an_empty_batch_and_a_matrix_too_large():
 )
 def test_compiled_for_a_gpu_the_kernels_stay_in_registers(tmp_path, function, n, dtype, dual, spill):
     used = usage(tmp_path, function, n, dtype, dual)
-    assert used["REG"] <= 255
-    assert used["LOCAL"] + used["STACK"] <= spill
+    assert used["registers"] <= 255
+    assert used["stack"] <= spill
     assert used["shared"] <= (96 if n == 32 else 48) * 1024

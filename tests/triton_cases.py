@@ -36,7 +36,7 @@ import sys, torch, triton, neural_expm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from neural_expm.kernels import triton_arithmetic, triton_composition, triton_exponential
-function, n, name, dual, target = sys.argv[1:]
+function, n, name, dual = sys.argv[1:]
 n, dtype, dual = int(n), getattr(torch, name), dual == "1"
 real, cpu = dtype.to_real(), torch.device("cpu")
 rules = neural_expm.load(f"{function}-equivariant", real).rules(real)
@@ -55,8 +55,7 @@ types |= {name: kind for name, kind in notes.items() if name in types}
 warps = triton_arithmetic.BLOCKS[constants["SIZE"]][1]
 source = ASTSource(module._kernel, types, constants)
 made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-open(target, "wb").write(made.asm["cubin"])
-print("shared", made.metadata.shared)
+print("bytes shared:", made.metadata.shared)
 """
 
 
@@ -64,20 +63,16 @@ def usage(folder: Path, function: str, n: int, dtype: torch.dtype, dual: bool) -
     """What a program needs on compute capability 9.0, compiled in a process of its own: no GPU is asked for.
 
     Returns:
-        Registers (``REG``) and bytes of spill (``LOCAL``, ``STACK``) of a thread, bytes of ``shared`` memory.
+        Of a thread ``registers``, and bytes of ``stack``, where spills go, too; bytes of ``shared`` memory.
     """
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not cuobjdump.exists():
-        pytest.skip("registers and spills are read by cuobjdump, which this build of Triton comes without")
-    cubin = folder / "kernel.cubin"
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", COMPILE, function, str(n), str(dtype)[6:], str(int(dual)), str(cubin)]
+    environment["TRITON_DUMP_PTXAS_LOG"] = "1"  # what the assembler says of the program
+    command = [sys.executable, "-c", COMPILE, function, str(n), str(dtype)[6:], str(int(dual))]
     said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-    said += subprocess.run(
-        [cuobjdump, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    return {
-        key: int(re.search(rf"\b{key}[: ](\d+)", said).group(1))
-        for key in ("REG", "LOCAL", "STACK", "shared")
+    patterns = {
+        "registers": r"Used (\d+) registers",
+        "stack": r"(\d+) bytes stack frame",
+        "shared": r"bytes shared: (\d+)",
     }
+    return {key: max(map(int, re.findall(pattern, said))) for key, pattern in patterns.items()}
