@@ -16,6 +16,7 @@ from . import hub, validate
 from .checkpoints import load_record, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
+from .kernels.tracing import constant_in_traces
 from .manifest import Checkpoint, find, list_models, shipped
 from .networks.protocols import Traceable
 from .report import Report
@@ -258,6 +259,7 @@ _programs = SimpleNamespace()
 _names: dict[tuple[str, str | os.PathLike[str] | None, float | None, torch.dtype], str] = {}
 
 
+@constant_in_traces  # instead of following the reading of files
 def _prepare_program(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
 ) -> str:
@@ -265,11 +267,6 @@ def _prepare_program(
     with untraced():
         setattr(_programs, name, _found(function, model, rtol, dtype)[0].program())
     return name
-
-
-# A tracer runs this and takes the result as a constant, instead of following the reading of files: what
-# torch.compiler.assume_constant_result sets, without its import of the whole compiler.
-_prepare_program._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _found(

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .compiled import CHECK, DTYPES, readable
 from .rules import Rules, numbers
+from .tracing import constant_in_traces
 
 log = logging.getLogger("neural_expm")
 
@@ -228,10 +229,7 @@ class Traced:
                     return getattr(torch.ops.neural_expm, self.network.function)(A, *found)[0]
         return self.program(A)
 
+    @constant_in_traces
     def parameters(self, n: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...] | None:
         """Of the operator, if the kernel for such matrices is there, checking it if need be."""
         return self.numbers[dtype] if lookup(self.network, n, dtype, device) else None
-
-    # A tracer runs this and takes the result as a constant (as in ``functions._prepare_program``, for the same reason);
-    # type checkers know of no attributes of functions.
-    parameters._dynamo_marked_constant = True  # type: ignore[attr-defined]
