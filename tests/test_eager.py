@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import neural_expm
-from neural_expm.kernels import compiled, layout
+from neural_expm.kernels import compiled, layout, tape_layouts
 
 
 @pytest.fixture
@@ -44,7 +44,9 @@ def test_threads_share_a_batch_in_lanes(eager, threads, dtype, count):
     expected = both(A, G)
     for number in (2, 3):
         threads(number)
-        assert layout.tape_layout(A, count, 1)[0].lanes == (number if count * 9 > layout.SHARED_FROM else 1)
+        assert tape_layouts.tape_layout(A, count, 1)[0].lanes == (
+            number if count * 9 > tape_layouts.SHARED_FROM else 1
+        )
         for got, wanted in zip(both(A, G), expected, strict=True):
             torch.testing.assert_close(got, wanted, equal_nan=True)
 
@@ -68,7 +70,7 @@ def test_terms_of_short_complex_batches(eager, threads, n, dtype, count):
     threads(1)
     expected = both(A, G)
     threads(2)
-    assert isinstance(layout.tape_layout(A, count, 2)[0], layout.Outer)
+    assert isinstance(tape_layouts.tape_layout(A, count, 2)[0], tape_layouts.Outer)
     for got, wanted in zip(both(A, G), expected, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
 

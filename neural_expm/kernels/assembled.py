@@ -124,6 +124,7 @@ class Kernel:
     def exponential(
         self,
         A: Tensor,
+        E: Tensor | None,
         weights: list[Tensor],
         identity: float,
         squarings: int,
@@ -131,31 +132,6 @@ class Kernel:
         rows: Tensor | None = None,
     ) -> None:
         """As ``eager.exponential``."""
-        self._run(A, None, weights, identity, squarings, out, rows)
-
-    def exponential_frechet(
-        self,
-        A: Tensor,
-        E: Tensor,
-        weights: list[Tensor],
-        identity: float,
-        squarings: int,
-        out: Tensor,
-        rows: Tensor | None = None,
-    ) -> None:
-        """As ``eager.exponential_frechet``."""
-        self._run(A, E, weights, identity, squarings, out, rows)
-
-    def _run(
-        self,
-        A: Tensor,
-        E: Tensor | None,
-        weights: list[Tensor],
-        identity: float,
-        squarings: int,
-        out: Tensor,
-        rows: Tensor | None,
-    ) -> None:
         n, count = self.n, A.shape[0] if rows is None else rows.shape[0]
         if not count:
             return
@@ -237,10 +213,10 @@ class Kernel:
         weights = [torch.rand(k, h, dtype=real, generator=generator) for k, h in ((2, 2), (2, 3), (1, 4))]
         rows = torch.arange(A.shape[0]).flip(0)
         worst = 0.0
-        for operands, name in (((A,), "exponential"), ((A.mH, E), "exponential_frechet")):
+        for X, direction in ((A, None), (A.mH, E)):
             got, expected = torch.zeros_like(A), torch.zeros_like(A)
-            getattr(self, name)(*operands, weights, -0.5, 2, got, rows)
-            getattr(eager, name)(*operands, weights, -0.5, 2, expected)
+            self.exponential(X, direction, weights, -0.5, 2, got, rows)
+            eager.exponential(X, direction, weights, -0.5, 2, expected)
             worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
         many = A.repeat(-(-NORMS_FROM // A.numel()), 1, 1)
         norms = frobenius_norm(many)

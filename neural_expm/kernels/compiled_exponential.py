@@ -139,8 +139,8 @@ class Kernel(Library):
         adjoint = A.mH.resolve_conj().contiguous()
         worst = 0.0
         for got, compute, used in (
-            (value, partial(eager.exponential, adjoint), level),
-            (derivative, partial(eager.exponential_frechet, adjoint, E), one),
+            (value, partial(eager.exponential, adjoint, None), level),
+            (derivative, partial(eager.exponential, adjoint, E), one),
         ):
             for index, (weights, identity, squarings) in enumerate(
                 ((networks[0], 0.5, 0), (networks[1], -0.5, 2))

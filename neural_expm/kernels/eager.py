@@ -15,8 +15,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .layout import Adjoint, TapeLayout, chunk_length, tape_layout
+from .layout import chunk_length
 from .tape import tape_for
+from .tape_layouts import Adjoint, TapeLayout, tape_layout
 
 
 def chunks(A: Tensor, rows: Tensor | None) -> Iterator[tuple[slice | Tensor, int]]:
@@ -46,6 +47,7 @@ def put(out: Tensor, at: slice | Tensor, X: Tensor) -> None:
 
 def exponential(
     A: Tensor,
+    E: Tensor | None,
     weights: list[Tensor],
     identity: float,
     squarings: int,
@@ -53,48 +55,17 @@ def exponential(
     rows: Tensor | None = None,
     squares: Tensor | None = None,
 ) -> None:
-    """out[rows] = p(A[rows]/2^s)^(2^s).
+    """out[rows] = p(A[rows]/2^s)^(2^s), or its Fréchet derivative L(A[rows], E[rows]) in direction E.
 
     Args:
-        A, out: shape (batch, n, n), same dtype and device; ``out`` contiguous.
+        A, E, out: shape (batch, n, n), same dtype and device; ``out`` contiguous.  E is None for the value.
         weights, identity: of ``EquivariantTransformer.packed`` in the real dtype of A.
         squarings: s.
         rows: int64 indices of the matrices to compute; None for all.
-        squares: A², shape (batch, n, n), where it is already known.
-    """
-    _evaluate(A, None, weights, identity, squarings, out, rows, squares)
-
-
-def exponential_frechet(
-    A: Tensor,
-    E: Tensor,
-    weights: list[Tensor],
-    identity: float,
-    squarings: int,
-    out: Tensor,
-    rows: Tensor | None = None,
-) -> None:
-    """out[rows] = L(A[rows], E[rows]), the Fréchet derivative of :func:`exponential` in direction E.
-
-    Args:
-        A, E, out: shape (batch, n, n), same dtype and device; ``out`` contiguous.
-        weights, identity, squarings, rows: as in :func:`exponential`.
+        squares: A², shape (batch, n, n), where it is already known and the value is asked for.
 
     Source: Higham, *Functions of Matrices*, section 3.2; Al-Mohy & Higham (2009), SIAM J. Matrix Anal. Appl. 30(4).
     """
-    _evaluate(A, E, weights, identity, squarings, out, rows, None)
-
-
-def _evaluate(
-    A: Tensor,
-    E: Tensor | None,
-    weights: list[Tensor],
-    identity: float,
-    squarings: int,
-    out: Tensor,
-    rows: Tensor | None,
-    squares: Tensor | None,
-) -> None:
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .layout import Call, Outer, TapeLayout, run
+from .layout import Call, run
+from .tape_layouts import Outer, TapeLayout
 
 KEPT = 16  # tapes of a thread
 KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share

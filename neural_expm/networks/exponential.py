@@ -111,29 +111,29 @@ class EquivariantExponential(Pretrained, nn.Module):
         out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
-        kernel = compiled.find(A)
-        if kernel is not None:
-            return out, self._run_compiled(kernel, A, trust, out)
-        code = assembled.find(A)
-        plan = self._plan(A, code, trust)
+        library = compiled.find(A)
+        if library is not None:
+            return out, self._run_compiled(library, A, trust, out)
+        kernel = assembled.find(A)
+        plan = self._plan(A, kernel, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             network = tier.packed(A.dtype.to_real(), A.device), tier.identity, rung.squarings
-            if code is not None:
-                code.exponential(A, *network, out, rows)
+            if kernel is not None:
+                kernel.exponential(A, None, *network, out, rows)
             else:
-                eager.exponential(A, *network, out, rows, plan.squares)
+                eager.exponential(A, None, *network, out, rows, plan.squares)
         plan.squares = None
         return out, plan
 
-    def _plan(self, A: Tensor, code: assembled.Kernel | None, trust: bool) -> Plan:
+    def _plan(self, A: Tensor, kernel: assembled.Kernel | None, trust: bool) -> Plan:
         """For the assembled or the eager kernel."""
-        if code is None:
+        if kernel is None:
             return plan_for(A, self.ladder, trust)
-        plan = plan_for(A, self.ladder, trust, code.norms(A), ASSEMBLED)
-        plan.kernel = code.name
+        plan = plan_for(A, self.ladder, trust, kernel.norms(A), ASSEMBLED)
+        plan.kernel = kernel.name
         return plan
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
@@ -211,17 +211,17 @@ class EquivariantExponential(Pretrained, nn.Module):
         if fused is not None and fused.frechet(A, E, out):
             return out
         plan = plan or self.outcome(A, trust=True)
-        kernel = compiled.find(A)
-        if kernel is not None and compiled.readable(E):
+        library = compiled.find(A)
+        if library is not None and compiled.readable(E):
             levels = plan.by_row().clamp_min(floor)
-            kernel.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
+            library.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
             return out
-        code = (assembled.find(A) if compiled.readable(E) else None) or eager
+        kernel = (assembled.find(A) if compiled.readable(E) else None) or eager
         for rung, rows in plan.by_group():
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            code.exponential_frechet(A, E, weights, tier.identity, rung.squarings, out, rows)
+            kernel.exponential(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> triton_route.Traced:

@@ -59,7 +59,7 @@ def rounding_error(network: EquivariantTransformer, radius: float, dtype: torch.
     A = torch.randn(24, 12, 12, dtype=torch.float64, generator=generator)
     A = (A * (radius / torch.linalg.matrix_norm(A, 2))[:, None, None]).to(dtype)
     out = torch.empty_like(A)
-    eager.exponential(A, network.packed(dtype, A.device), network.identity, 0, out)
+    eager.exponential(A, None, network.packed(dtype, A.device), network.identity, 0, out)
     if dtype != torch.float64:
         truth = torch.linalg.matrix_exp(A.double())
         return float(

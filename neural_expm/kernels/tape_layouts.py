@@ -1,0 +1,218 @@
+"""The layouts that tapes know, and which one is the faster: besides those of ``layout.py`` some made for one purpose.
+
+``Lanes`` and ``Outer`` let threads share small matrices, ``Adjoint`` takes the derivative at a transposed view,
+``Alone`` is for a single matrix.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from .layout import BatchFirst, BatchLast, Call, OneLane, chunk_length, layout_for
+
+# From so many entries on torch shares an element-wise operation among threads.
+SHARED_FROM = 32768
+LINE_BYTES = 64  # of a cache
+
+
+class Adjoint(BatchFirst):
+    """As BatchFirst, but the first member of a pair is the transpose of the value.
+
+    A derivative at a transposed view so reads matrices that lie in one piece: a batched GEMM transposes for nothing.
+    Tokens are polynomials in one matrix, so that the transpose of a product is the product of the transposes.
+    """
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ᵀ + X₀ᵀY₁)."""
+        calls = [partial(torch.bmm, X[0], Y[0], out=out[0]), partial(torch.bmm, X[1], Y[0].mT, out=out[1])]
+        return [*calls, *BatchFirst.added_product(X[0].mT, Y[1], out[1])]
+
+
+class Lanes:
+    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, count/lanes); a single lane has no lead.
+
+    torch splits a large operation among its threads into equal runs of entries.  With the lanes outermost those are of
+    the same matrices in every operation, which then stay in the cache of one core.  A pair has its two members behind
+    the lanes.
+    """
+
+    as_given = False
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+
+    def shape(self, count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a lane of a token, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), n, n, count // self.lanes)
+
+    def token(self, X: Tensor) -> Tensor:
+        """A token from all of its lanes."""
+        return X if self.lanes > 1 else X[0]
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, ...]:
+        """Views of the two members of a pair."""
+        return X.unbind(-4)
+
+    def load(self, A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (count, n, n) into the layout."""
+        for part, lane in zip(A.chunk(self.lanes), self._split(out), strict=True):
+            BatchLast.load(part, lane, scale)
+
+    def store(self, X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to contiguous (count, n, n)."""
+        for part, lane in zip(out.chunk(self.lanes), self._split(X), strict=True):
+            BatchLast.store(lane, part)
+
+    def _split(self, X: Tensor) -> tuple[Tensor, ...]:
+        return X.unbind() if self.lanes > 1 else (X,)
+
+    product = staticmethod(BatchLast.product)
+
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        calls = BatchLast.product(X, Y.narrow(-4, 0, 1), out)
+        return [*calls, *BatchLast.added_product(X.select(-4, 0), Y.select(-4, 1), out.select(-4, 1))]
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonals."""
+        return X.diagonal(dim1=-3, dim2=-2)
+
+
+class Outer(Lanes):
+    """One lane of a complex batch too short for threads to share n calls: all terms of a product at once, then a sum.
+
+    The terms make a way through memory that real ones would not repay; a GEMM with a row of ones adds them.
+
+    Args:
+        room: for the terms of a product, ``terms(…)`` entries; without, the layout describes and does not compute.
+    """
+
+    def __init__(self, room: Tensor | None = None) -> None:
+        super().__init__(1)
+        self.room = room
+
+    @staticmethod
+    def terms(count: int, n: int, members: int) -> int:
+        """Entries of the terms of a product."""
+        return (3 if members == 2 else 1) * n**3 * count
+
+    def product(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        terms = self._room(len(X), *X.shape)
+        return [Outer._terms(X, Y, terms), Outer._sum(terms, out)]
+
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        n, token = X.shape[1], X.shape[1:]
+        terms = self._room(3, n, *token)
+        return [
+            Outer._terms(X, Y[0], terms[:2]),
+            Outer._terms(X[0], Y[1], terms[2]),
+            Outer._sum(terms[0], out[0]),
+            Outer._sum(terms[1:].view(2 * n, *token), out[1]),
+        ]
+
+    def _room(self, *shape: int) -> Tensor:
+        assert self.room is not None
+        return self.room.view(shape)
+
+    @staticmethod
+    def _terms(X: Tensor, Y: Tensor, out: Tensor) -> Call:
+        """The call of out[…, k, i, j, :] ← X[…, i, k, :] Y[k, j, :]."""
+        return partial(torch.mul, X.transpose(-3, -2).unsqueeze(-2), Y.unsqueeze(-3), out=out)
+
+    @staticmethod
+    def _sum(terms: Tensor, out: Tensor) -> Call:
+        """The call of out ← Σ terms."""
+        terms, out = torch.view_as_real(terms), torch.view_as_real(out)
+        ones = torch.ones(1, len(terms), dtype=terms.dtype, device=terms.device)
+        return partial(torch.mm, ones, terms.view(len(terms), -1), out=out.view(1, -1))
+
+
+class Alone(OneLane):
+    """One matrix, (n, n); a pair lies side by side as (n, 2n), [X | dX], so that Q [V | dV] is one product.
+
+    Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
+    """
+
+    @staticmethod
+    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token, or of a pair of a token and its derivative."""
+        return n, n * members
+
+    @staticmethod
+    def parts(X: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the two members of a pair."""
+        n = X.shape[0]
+        return X[:, :n], X[:, n:]
+
+    @staticmethod
+    def load(A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (1, n, n)."""
+        torch.mul(A[0], scale, out=out)
+
+    @staticmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, to (1, n, n)."""
+        out[0].copy_(X)
+
+    @staticmethod
+    def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        return [partial(torch.mm, X, Y, out=out)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+        (value, slope), n = Alone.parts(X), X.shape[0]
+        return [partial(torch.mm, value, Y, out=out), partial(out[:, n:].addmm_, slope, Y[:, :n])]
+
+    @staticmethod
+    def diagonal(X: Tensor) -> Tensor:
+        """A view of the diagonal."""
+        return X.diagonal()
+
+
+TapeLayout = Lanes | type[BatchFirst] | type[Alone]
+
+
+@lru_cache(maxsize=8)
+def _lanes(threads: int) -> Lanes:
+    return Lanes(threads)
+
+
+_OUTER = Outer()
+
+
+def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
+    """The faster layout for ``count`` of the matrices of A, and how many make a chunk."""
+    n = A.shape[-1]
+    length = chunk_length(A, count, members)
+    if A.shape[0] == 1:
+        return Alone, 1
+    if layout_for(n, count) is BatchFirst:
+        transposed = members == 2 and not A.is_complex() and A.stride(-1) != 1 and A.mT.is_contiguous()
+        return (Adjoint if transposed else BatchFirst), length
+    threads = torch.get_num_threads() if A.device.type == "cpu" else 1
+    shared = SHARED_FROM // (n * n) + 1
+    if threads == 1 or count < shared + threads:
+        outer = threads > 1 and A.is_complex() and n**3 * count >= SHARED_FROM
+        return (_OUTER if outer else _lanes(1)), _whole_lines(length, count, A)
+    if length < shared:
+        length = -(-count // (count // shared))  # even parts again
+    return _lanes(threads), _whole_lines(-(-length // threads), count // threads, A) * threads
+
+
+def _whole_lines(length: int, most: int, A: Tensor) -> int:
+    """At least ``length`` and at most ``most``, so that rows of so many entries begin with a line of the cache.
+
+    A vector instruction on entries of two lines takes twice as long.
+    """
+    entries = LINE_BYTES // A.element_size()
+    return min(-(-length // entries) * entries, most)
