@@ -18,24 +18,24 @@ class Costs:
 
     Attributes:
         group: of a group, whatever its size: its calls.
-        product_, flop: of a product with the sums before it, product_ + flop · n³ a matrix.
-        gather_, entry: of taking a matrix out of the batch and putting it back, gather_ + entry · n², unless the group
-            is the whole batch.
+        per_product, per_flop: of a product with the sums before it, per_product + per_flop · n³ a matrix.
+        per_gather, per_entry: of taking a matrix out of the batch and putting it back, per_gather + per_entry · n²,
+            unless the group is the whole batch.
     """
 
     group: float
-    product_: float
-    flop: float
-    gather_: float
-    entry: float
+    per_product: float
+    per_flop: float
+    per_gather: float
+    per_entry: float
 
     def product(self, n: int) -> float:
         """Of a product, for one matrix."""
-        return self.product_ + self.flop * n**3
+        return self.per_product + self.per_flop * n**3
 
     def gather(self, n: int) -> float:
         """Of taking one matrix out and putting it back."""
-        return self.gather_ + self.entry * n**2
+        return self.per_gather + self.per_entry * n**2
 
 
 EAGER = Costs(80_000.0, 6.0, 0.1, 10.0, 0.7)
