@@ -1,4 +1,4 @@
-"""How a compiled library is called: batches as C structures, threads, and what every kind of kernel has in common."""
+"""How native code is called: batches as C structures, threads, and what every kind of compiled kernel has in common."""
 
 from __future__ import annotations
 
