@@ -1,5 +1,5 @@
 """The public functions.  The route, top to bottom: validate → choose a network → its domain check, the network, the
-exact algorithm for the rows outside → report.
+exact algorithm for the rows outside → report.  A few plain matrices may take a shortcut to the same answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import hub, validate
+from . import hub, shortcut, validate
 from .checkpoints import load_record, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
@@ -60,6 +60,10 @@ def expm(
     Error: ‖result − e^A‖₂ ≤ bound · ‖e^A‖₂ before rounding, with the bound of the report (DESIGN section 4; Higham,
     *Functions of Matrices*, section 4.8).  Classical equivalent: ``torch.linalg.matrix_exp``, ``scipy.linalg.expm``.
     """
+    if model is None and rtol is None and outside == "exact" and grad == "exact" and not return_report:
+        result = shortcut.exponential(A, _default_exponential)
+        if result is not None:
+            return result
     return _apply("expm", A, model, rtol, outside, grad, return_report)
 
 
@@ -314,6 +318,11 @@ def _network(record: Checkpoint) -> Traceable:
 
 def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
     return Surrogate(record, network, lambda dtype: _shipped(record.function, None, None, dtype)[0])
+
+
+@lru_cache(maxsize=4)
+def _default_exponential(dtype: torch.dtype) -> EquivariantExponential:
+    return _equivariant(f"expm-equivariant-{str(dtype)[6:]}")
 
 
 def _equivariant(name: str) -> EquivariantExponential:

@@ -19,3 +19,38 @@ def no_assembler(monkeypatch):
     assembled.forget()
     yield
     assembled.forget()
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory):
+    """A cache folder with the compiled kernels of SHAPES and SHARED."""
+    from compiled_cases import SHAPES, SHARED
+
+    from neural_expm.kernels import compiled, toolchain
+
+    folder = tmp_path_factory.mktemp("kernels")
+    os.environ["NEURAL_EXPM_KERNEL_CACHE"] = str(folder)
+    for n, dtype in [*SHAPES, SHARED]:
+        source, defines, stem = compiled._recipe("expm", n, dtype)
+        toolchain.build(source, defines, toolchain.library_path(source, defines, stem))
+    del os.environ["NEURAL_EXPM_KERNEL_CACHE"]
+    return folder
+
+
+@pytest.fixture
+def fresh(monkeypatch, no_assembler):
+    """Compiled kernels as in a new process, in automatic mode."""
+    from neural_expm.kernels import compiled
+
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "auto")
+    monkeypatch.delenv("CXX", raising=False)
+    compiled.forget()
+    yield monkeypatch
+    compiled.forget()
+
+
+@pytest.fixture
+def ready(libraries, fresh):
+    """The kernels of SHAPES and SHARED are in the cache folder."""
+    fresh.setenv("NEURAL_EXPM_KERNEL_CACHE", str(libraries))
+    return fresh

@@ -13,77 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_cases import ROUNDINGS, SHAPES, SHARED, double, matrices, needs_compiler, relative
 
 import neural_expm
 from neural_expm import kernels
 from neural_expm.kernels import compiled, toolchain
-
-# Relative Frobenius error against float64, in roundings: a few products and squarings each.
-ROUNDINGS = 40
-# (n, dtype) that the tests compile: one entry of many matrices in a register, and pieces of rows; odd sizes, one entry
-# past a register, complex, both precisions.
-SHAPES = [
-    (3, torch.float32),
-    (5, torch.complex128),
-    (17, torch.float32),
-    (13, torch.float64),
-    (18, torch.complex64),
-]
-
-needs_compiler = pytest.mark.skipif(
-    not any(toolchain.shutil.which(name) for name in toolchain.COMPILERS), reason="no C++ compiler"
-)
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory) -> Path:
-    """A cache folder with the kernels of SHAPES."""
-    folder = tmp_path_factory.mktemp("kernels")
-    os.environ["NEURAL_EXPM_KERNEL_CACHE"] = str(folder)
-    for n, dtype in SHAPES:
-        source, defines, stem = compiled._recipe("expm", n, dtype)
-        toolchain.build(source, defines, toolchain.library_path(source, defines, stem))
-    del os.environ["NEURAL_EXPM_KERNEL_CACHE"]
-    return folder
-
-
-@pytest.fixture
-def fresh(monkeypatch, no_assembler):
-    """As in a new process, in automatic mode."""
-    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "auto")
-    monkeypatch.delenv("CXX", raising=False)
-    compiled.forget()
-    yield monkeypatch
-    compiled.forget()
-
-
-@pytest.fixture
-def ready(libraries, fresh):
-    """The kernels of SHAPES are in the cache folder."""
-    fresh.setenv("NEURAL_EXPM_KERNEL_CACHE", str(libraries))
-    return fresh
-
-
-def matrices(count: int, n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    """Norms from tiny to a few squarings."""
-    generator = torch.Generator().manual_seed(seed)
-    A = torch.randn(count, n, n, dtype=dtype, generator=generator) / n**0.5
-    return (
-        A
-        * torch.logspace(-3, 0.7, count, dtype=dtype.to_real())[
-            torch.randperm(count, generator=generator), None, None
-        ]
-    )
-
-
-def relative(X: torch.Tensor, Y: torch.Tensor) -> float:
-    Y = Y.to(X.dtype)
-    error = torch.linalg.matrix_norm(X - Y) / torch.linalg.matrix_norm(Y)
-    return float(error.max()) / torch.finfo(X.dtype).eps
-
-
-def double(A: torch.Tensor) -> torch.Tensor:
-    return A.to(torch.complex128 if A.is_complex() else torch.float64)
 
 
 @needs_compiler
@@ -115,6 +49,25 @@ def test_processors_with_narrower_registers(fresh, tmp_path, flag, n):
     value, report = neural_expm.expm(A, return_report=True)
     assert report.kernel == "compiled"
     assert relative(value, torch.linalg.matrix_exp(A)) < 4 * ROUNDINGS
+
+
+@needs_compiler
+def test_threads_share_a_large_matrix(ready):
+    """They meet after every product; a product does not depend on how many they are."""
+    A = matrices(1, *SHARED)[0].requires_grad_()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            value = neural_expm.expm(A * 3)
+            found.append((value, *torch.autograd.grad(value.abs().sum(), A)))
+    finally:
+        torch.set_num_threads(threads)
+    assert neural_expm.explain("expm", A * 3).kernel == "compiled"
+    expected = torch.linalg.matrix_exp(double(A) * 3)
+    assert relative(found[0][0].detach(), expected.detach()) < ROUNDINGS
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @needs_compiler

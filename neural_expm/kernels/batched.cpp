@@ -11,11 +11,12 @@ namespace {
 
 struct Lanes {
   static constexpr int TOKEN = ENTRIES;
+  static constexpr Band band(Alone) { return {0, N}; }  // no two threads share a register
   template <int MEMBERS>
-  static void product(const num* X, const num* Y, num* Z) {
+  static void product(const num* X, const num* Y, num* Z, Band) {
     ::product<MEMBERS>(X, Y, Z);
   }
-  static void add_identity(num* X, real weight) {
+  static void add_identity(num* X, real weight, Band) {
     for (int i = 0; i < N; ++i) add_real(X[i * N + i], weight);
   }
 };
@@ -26,7 +27,7 @@ inline void evaluate_register(const Source& A, const Source& E, const int64_t* a
                               num* stream, real* out) {
   load(A, at, scale_of(net), stream);
   if constexpr (MEMBERS == 2) load(E, at, scale_of(net), stream + ENTRIES);
-  store(evaluate<Lanes, MEMBERS>(net, stream, false), at, lanes, out);
+  store(evaluate<Lanes, MEMBERS>(net, stream, false, Alone()), at, lanes, out);
 }
 
 // --- norms ------------------------------------------------------------------------------------------------------------
@@ -39,8 +40,9 @@ inline vec root(vec x) {
 
 inline vec larger(const vec& a, const vec& b) { return a > b ? a : b; }
 
-// Level of W matrices: the first rung whose radius reaches the norm, `rungs` where none does.
-inline void find_levels(const Source& A, const int64_t* at, const real* radii, int rungs, num* X, int* level) {
+// Level of W matrices: the first rung whose radius reaches the norm, `rungs` where none does.  (The radii for ‖A²‖^{1/2}
+// are for rows.cpp, which forms A² anyway.)
+inline void find_levels(const Source& A, const int64_t* at, const Ladder& ladder, num* X, int* level) {
   load(A, at, 1, X);
   vec columns[N] = {}, widest = {}, tallest = {}, frobenius = {};
   for (int i = 0; i < N; ++i) {
@@ -63,14 +65,14 @@ inline void find_levels(const Source& A, const int64_t* at, const real* radii, i
   const vec bound = mixed < euclid ? mixed : euclid;
   auto passed = bound != bound;  // zeros of the integer type of comparisons
   passed -= passed;
-  for (int r = 0; r < rungs; ++r) passed += bound > radii[r];
+  for (int r = 0; r < ladder.rungs; ++r) passed += bound > ladder.radii[r];
   for (int l = 0; l < W; ++l) {
     level[l] = -int(passed[l]);
     // Squares out of range, or NaN, which comparisons lose: rare, so one by one.
     if (!(euclid[l] <= std::numeric_limits<real>::max())) {
       const real careful = careful_norm(A, at[l]);
       level[l] = 0;
-      for (int r = 0; r < rungs; ++r) level[l] += !(careful <= radii[r]);
+      for (int r = 0; r < ladder.rungs; ++r) level[l] += !(careful <= ladder.radii[r]);
     }
   }
 }
@@ -90,18 +92,19 @@ inline int sort_by_level(const uint8_t* level, int64_t first, int length, int ru
   return begins[rungs - 1];
 }
 
-// Evaluates a tile, W matrices of the order at a time, by the deepest rung among them; `level`, of the tile, becomes what was used.
+// Evaluates a tile, W matrices of the order at a time, by the deepest rung among them; `level`, of the tile, becomes what
+// was used.
 template <int MEMBERS>
-inline void evaluate_tile(const Source& A, const Source& E, int64_t first, int length, int rungs, const Network* nets,
+inline void evaluate_tile(const Source& A, const Source& E, int64_t first, int length, const Ladder& ladder,
                           uint8_t* level, num* stream, real* out) {
   int64_t order[TILE + W];
-  const int served = sort_by_level(level, first, length, rungs, order);
+  const int served = sort_by_level(level, first, length, int(ladder.rungs), order);
   for (int i = 0; i < served; i += W) {
     const int lanes = std::min(W, served - i);
     for (int l = lanes; l < W; ++l) order[i + l] = order[i];  // idle lanes repeat a matrix
     const uint8_t deepest = level[order[i + lanes - 1] - first];
     for (int l = 0; l < lanes; ++l) level[order[i + l] - first] = deepest;
-    if (out) evaluate_register<MEMBERS>(A, E, order + i, lanes, nets[deepest], stream, out);
+    if (out) evaluate_register<MEMBERS>(A, E, order + i, lanes, ladder.nets[deepest], stream, out);
   }
 }
 
@@ -112,13 +115,15 @@ inline void evaluate_tile(const Source& A, const Source& E, int64_t first, int l
 
 extern "C" {
 
-// out = p(A/2^s)^(2^s) with the rung of each matrix, which is also written to `level` (`rungs` for a matrix that no
-// rung serves: its rows are left alone, unless `trust` gives it the last rung).  Without `out` only the levels.
-// Returns 1 where a matrix was not served.  The radii for ‖A²‖^{1/2} are for rows.cpp, which has this face too.
-int neural_expm_value(const Source* A, int64_t count, const real* radii, const real*, double, int64_t rungs,
-                      const Network* nets, int64_t trust, uint8_t* level, real* out, int64_t threads) {
+// out = p(A/2^s)^(2^s) with the rung of each matrix, which is also written to `level`, unless that is null (`rungs` for a
+// matrix that no rung serves: its rows are left alone, unless `trust` gives it the last rung).  Without `out` only the
+// levels.  Returns 1 where a matrix was not served.
+int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int64_t trust, uint8_t* level, real* out,
+                      int64_t threads) {
   return guarded(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room<Lanes>(nets, rungs, 1));
+    const Workspace workspace(room<Lanes>(*ladder, 1));
+    const int rungs = int(ladder->rungs);
+    uint8_t used[TILE];
     bool outside = false;
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));
@@ -126,29 +131,29 @@ int neural_expm_value(const Source* A, int64_t count, const real* radii, const r
         int64_t at[W];
         int found[W];
         for (int l = 0; l < W; ++l) at[l] = tile + std::min(i + l, length - 1);
-        find_levels(*A, at, radii, int(rungs), workspace.get(), found);
+        find_levels(*A, at, *ladder, workspace.get(), found);
         for (int l = 0; l < std::min(W, length - i); ++l) {
-          if (trust) found[l] = std::min(found[l], int(rungs) - 1);
-          level[at[l]] = uint8_t(found[l]);
-          outside |= found[l] == rungs;
+          used[i + l] = uint8_t(trust ? std::min(found[l], rungs - 1) : found[l]);
+          outside |= used[i + l] == rungs;
         }
       }
-      evaluate_tile<1>(*A, *A, tile, length, int(rungs), nets, level + tile, workspace.get(), out);
+      evaluate_tile<1>(*A, *A, tile, length, *ladder, used, workspace.get(), out);
+      if (level) std::copy(used, used + length, level + tile);
     }
     return int(outside);
   });
 }
 
-// out = L(A, E) by the rung of each matrix that `level` names.
-int neural_expm_frechet(const Source* A, const Source* E, int64_t count, int64_t rungs, const Network* nets,
-                        const uint8_t* level, real* out, int64_t threads) {
+// out = L(A, E) by the rung of each matrix that `level` names, or the least one for derivatives.
+int neural_expm_frechet(const Source* A, const Source* E, int64_t count, const Ladder* ladder, const uint8_t* level,
+                        real* out, int64_t threads) {
   return guarded(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room<Lanes>(nets, rungs, 2));
+    const Workspace workspace(room<Lanes>(*ladder, 2));
     uint8_t used[TILE];
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));
-      std::copy(level + tile, level + tile + length, used);
-      evaluate_tile<2>(*A, *E, tile, length, int(rungs), nets, used, workspace.get(), out);
+      for (int i = 0; i < length; ++i) used[i] = std::max(level[tile + i], uint8_t(ladder->least));
+      evaluate_tile<2>(*A, *E, tile, length, *ladder, used, workspace.get(), out);
     }
     return 0;
   });

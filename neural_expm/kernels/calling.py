@@ -69,8 +69,8 @@ def parallel(body: int, job: ctypes.Structure, threads: int) -> None:
 
 
 def readable(A: Tensor) -> bool:
-    """Whether the kernels can read the memory of A; fake, functional and other wrapped tensors have none."""
-    return type(A) in (Tensor, torch.nn.Parameter) and not A.is_neg()
+    """Whether the kernels can read the memory of A; fake, functional, wrapped and lazily zero tensors have none."""
+    return type(A) in (Tensor, torch.nn.Parameter) and not (A.is_neg() or A._is_zerotensor())
 
 
 class Source(ctypes.Structure):

@@ -81,6 +81,12 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     return _consider(shape, key, A.shape[0])
 
 
+def ready(kind: str, n: int, dtype: torch.dtype) -> Any:
+    """The kernel for tensors on the CPU if one is there already, else None."""
+    shape = _shapes.get((kind, n, dtype))
+    return None if shape is None else shape.kernel
+
+
 def _consider(shape: _Shape, key: Key, matrices: int) -> Library | None:
     mode = os.environ.get("NEURAL_EXPM_COMPILE", "auto").lower()
     if mode in ("0", "never", "off"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .calling import Library, checked
+from .calling import Library, Source, checked
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
@@ -27,6 +27,17 @@ class Network(ctypes.Structure):
     )
 
 
+class _Ladder(ctypes.Structure):
+    _fields_ = (
+        ("radii", ctypes.c_void_p),
+        ("majorants", ctypes.c_void_p),
+        ("ratio", ctypes.c_double),
+        ("rungs", ctypes.c_int64),
+        ("least", ctypes.c_int64),
+        ("networks", ctypes.POINTER(Network)),
+    )
+
+
 class Rungs:
     """The rungs of a ladder as the library reads them.
 
@@ -35,22 +46,28 @@ class Rungs:
         majorants: radii for ‖A²‖^{1/2}, likewise (``Ladder.majorant_radii``), for kernels that form A² first.
         ratio: largest ‖A‖/‖A²‖^{1/2} for them.
         networks: for each rung the flat weights (``EquivariantTransformer.flat``), the read-out of I, and s.
+        derivative_level: derivatives of matrices at lesser rungs are computed at this one.
     """
 
     def __init__(
-        self, radii: Tensor, majorants: Tensor, ratio: float, networks: list[tuple[Tensor, float, int]]
+        self,
+        radii: Tensor,
+        majorants: Tensor,
+        ratio: float,
+        networks: list[tuple[Tensor, float, int]],
+        derivative_level: int = 0,
     ) -> None:
-        self.radii, self.majorants, self.ratio = radii, majorants, ratio
-        self.weights = [weights for weights, _, _ in networks]
-        self.count = len(networks)
-        # Heads 2 … m take 2h weights each and the read-out m + 1: m² + 2m − 1 in all.
-        self.products = [round((weights.shape[0] + 2) ** 0.5) - 1 for weights in self.weights]
-        self.networks = (Network * self.count)(
-            *(
-                Network(weights.data_ptr(), products, squarings, identity)
-                for products, (weights, identity, squarings) in zip(self.products, networks, strict=True)
-            )
+        self._kept = radii, majorants, networks  # what the structure only points to
+        structures = []
+        for weights, identity, squarings in networks:
+            # Heads 2 … m take 2h weights each and the read-out m + 1: m² + 2m − 1 in all.
+            products = round((weights.shape[0] + 2) ** 0.5) - 1
+            structures.append(Network(weights.data_ptr(), products, squarings, identity))
+        array = (Network * len(structures))(*structures)
+        self._structure = _Ladder(
+            radii.data_ptr(), majorants.data_ptr(), ratio, len(structures), derivative_level, array
         )
+        self.address = ctypes.addressof(self._structure)
 
 
 class Kernel(Library):
@@ -67,10 +84,8 @@ class Kernel(Library):
     def __init__(self, library: ctypes.CDLL, n: int, dtype: torch.dtype) -> None:
         super().__init__(library, n, dtype)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        batch = (pointer, integer)
-        rungs = (pointer, pointer, ctypes.c_double, integer, pointer)
-        self._value.argtypes = (*batch, *rungs, integer, pointer, pointer, integer)
-        self._frechet.argtypes = [pointer, pointer, integer, integer, pointer, pointer, pointer, integer]
+        self._value.argtypes = (pointer, integer, pointer, integer, pointer, pointer, integer)
+        self._frechet.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, integer)
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
         """Out ← exp(A), each matrix by the first rung that reaches its norm (see the sources), or a deeper one.
@@ -89,11 +104,7 @@ class Kernel(Library):
         status = self._value(
             ctypes.byref(self._source(A)),
             count,
-            rungs.radii.data_ptr(),
-            rungs.majorants.data_ptr(),
-            rungs.ratio,
-            rungs.count,
-            rungs.networks,
+            rungs.address,
             trust,
             level.data_ptr(),
             None if out is None else out.data_ptr(),
@@ -101,15 +112,33 @@ class Kernel(Library):
         )
         return level, checked(status)
 
+    def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
+        """Exp of contiguous A, shape (*, n, n); None where no rung serves one of the matrices.
+
+        Args:
+            level: becomes the rung of each matrix, (batch) uint8.
+        """
+        n, parts = self.n, self.parts
+        row, out, count = n * parts, torch.empty_like(A), A.numel() // (n * n)
+        status = self._value(
+            ctypes.byref(Source(A.data_ptr(), n * row, row, parts, 0)),
+            count,
+            rungs.address,
+            0,
+            None if level is None else level.data_ptr(),
+            out.data_ptr(),
+            self._threads(count, 8),
+        )
+        return None if checked(status) else out
+
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
-        """Out ← L(A, E) by the rungs in ``level``; ``out`` contiguous, rows outside left unset."""
+        """Out ← L(A, E) by the rungs in ``level`` or that for derivatives; out contiguous, rows outside left unset."""
         count = A.shape[0]
         status = self._frechet(
             ctypes.byref(self._source(A)),
             ctypes.byref(self._source(E)),
             count,
-            rungs.count,
-            rungs.networks,
+            rungs.address,
             level.data_ptr(),
             out.data_ptr(),
             self._threads(count, 24),

@@ -196,6 +196,49 @@ extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads,
 extern "C" int omp_get_thread_num() __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
 
+extern "C" void GOMP_barrier() __attribute__((weak));
+
+// Rows of a matrix.
+struct Band {
+  int first, last;
+};
+
+// The threads that compute a matrix together, as one of them sees it: one by itself, or one of several.
+struct Alone {
+  static constexpr bool ALONE = true;
+  static constexpr int index = 0, size = 1;
+  void meet() const {}  // wait until all are here
+  template <int COUNT>
+  void add(real (&)[COUNT]) const {}  // sums over the team; meets
+};
+struct Member {
+  static constexpr bool ALONE = false;
+  static constexpr int MOST = 8, SUMS = 2;  // more would wait for each other
+  int index, size;
+  real (*shared)[SUMS];
+  void meet() const { GOMP_barrier(); }
+  template <int COUNT>
+  void add(real (&sums)[COUNT]) const {
+    std::copy(sums, sums + COUNT, shared[index]);
+    meet();
+    std::fill(sums, sums + COUNT, real(0));
+    for (int i = 0; i < size; ++i)
+      for (int s = 0; s < COUNT; ++s) sums[s] += shared[i][s];
+  }
+};
+
+// body(member) in each of a team of threads; false where there are none that could wait for each other.
+template <class Body>
+bool as_team(int64_t threads, const Body& body) {
+  if (!(GOMP_parallel && GOMP_barrier && omp_get_thread_num && omp_get_num_threads)) return false;
+  real shared[Member::MOST][Member::SUMS];
+  const auto work = [&] { body(Member{omp_get_thread_num(), omp_get_num_threads(), shared}); };
+  using Work = decltype(work);
+  GOMP_parallel([](void* data) { (*static_cast<Work*>(data))(); }, const_cast<void*>(static_cast<const void*>(&work)),
+                unsigned(std::min<int64_t>(threads, Member::MOST)), 0);
+  return true;
+}
+
 // body(part, first, last) for contiguous parts of the batch that begin at a multiple of GRAIN.
 template <int GRAIN, class Body>
 void in_threads(int64_t count, int64_t threads, const Body& body) {

@@ -1,7 +1,7 @@
 // The polynomial of an equivariant transformer, its squarings and its derivative, for whatever layout the tokens have.
 //
-// A layout says how many nums a matrix takes (TOKEN) and how to load, store, multiply and add the identity; weights, depth
-// and squarings are run-time arguments, so that one library serves every tier.
+// A layout says how many nums a matrix takes (TOKEN), which of them are a thread's (`band`), and how to load, store, multiply
+// and add the identity; weights, depth and squarings are run-time arguments, so that one library serves every tier.
 
 #pragma once
 
@@ -28,14 +28,27 @@ inline void combine_block(const num* tokens, int length, int tokens_in, const re
     for (int b = 0; b < BLOCK; ++b) out[o * length + at + b] = sum[o][b];
 }
 
-// out_o = Σ_t w[o, t] token_t for OUT outputs; tokens and outputs have `length` entries each.
-template <int OUT, int LENGTH>
-inline void combine(const num* tokens, int tokens_in, const real* w, num* out) {
+// out_o = Σ_t w[o, t] token_t for OUT outputs, entries `first` to `last` of the `length` of each token and output.
+template <int OUT>
+inline void combine(const num* tokens, int length, int tokens_in, const real* w, num* out, int first, int last) {
   constexpr int BLOCK = PARTS == 2 ? 2 : 4;
-  for (int at = 0; at + BLOCK <= LENGTH; at += BLOCK)
-    combine_block<OUT, BLOCK>(tokens, LENGTH, tokens_in, w, out, at);
-  constexpr int REST = LENGTH % BLOCK;
-  if constexpr (REST != 0) combine_block<OUT, REST>(tokens, LENGTH, tokens_in, w, out, LENGTH - REST);
+  int at = first;
+  for (; at + BLOCK <= last; at += BLOCK) combine_block<OUT, BLOCK>(tokens, length, tokens_in, w, out, at);
+  if (at + 2 <= last) combine_block<OUT, 2>(tokens, length, tokens_in, w, out, at), at += 2;
+  if (at < last) combine_block<OUT, 1>(tokens, length, tokens_in, w, out, at);
+}
+
+// The same of a thread's band of matrices, or of matrices and their derivatives.
+template <class Layout, int MEMBERS, int OUT, class Team>
+inline void combine(const Team& team, const num* tokens, int tokens_in, const real* w, num* out) {
+  constexpr int LENGTH = MEMBERS * Layout::TOKEN;
+  if constexpr (Team::ALONE) {
+    combine<OUT>(tokens, LENGTH, tokens_in, w, out, 0, LENGTH);
+  } else {
+    const Band band = Layout::band(team);
+    for (int start = 0; start < LENGTH; start += Layout::TOKEN)
+      combine<OUT>(tokens, LENGTH, tokens_in, w, out, start + band.first * Layout::ROW, start + band.last * Layout::ROW);
+  }
 }
 
 // --- the network ------------------------------------------------------------------------------------------------------
@@ -46,25 +59,41 @@ struct Network {
   double identity;
 };
 
+// Networks of increasing reach: radii for ‖A‖, and for ‖A²‖^{1/2} while ‖A‖ is at most `ratio` times that.  Derivatives are
+// computed by the network `least` or a later one.
+struct Ladder {
+  const real *radii, *majorants;
+  double ratio;
+  int64_t rungs, least;
+  const Network* nets;
+};
+
 // p(A/2^s)^(2^s) from the token A/2^s at the head of the stream (and the one of (A/2^s)² behind it, where it is known);
 // of a matrix, or of a matrix and its derivative (MEMBERS = 2).  Returns where the result lies.
-template <class Layout, int MEMBERS>
-inline num* evaluate(const Network& net, num* stream, bool square_known) {
+//
+// Each thread of a team computes its band of every token and of the result: of the factors of a product it needs its band
+// of the first and all of the second.
+template <class Layout, int MEMBERS, class Team>
+inline num* evaluate(const Network& net, num* stream, bool square_known, const Team& team) {
   constexpr int LENGTH = MEMBERS * Layout::TOKEN;
+  const Band band = Layout::band(team);
   const int m = int(net.products);
   num* pair = stream + int64_t(m + 1) * LENGTH;
-  if (!square_known) Layout::template product<MEMBERS>(stream, stream, stream + LENGTH);
+  if (!square_known) Layout::template product<MEMBERS>(stream, stream, stream + LENGTH, band);
   const real* w = net.weights;
   for (int h = 2; h <= m; ++h) {
-    combine<2, LENGTH>(stream, h, w, pair);
-    Layout::template product<MEMBERS>(pair, pair + LENGTH, stream + h * LENGTH);
+    combine<Layout, MEMBERS, 2>(team, stream, h, w, pair);
+    team.meet();
+    Layout::template product<MEMBERS>(pair, pair + LENGTH, stream + h * LENGTH, band);
+    team.meet();  // before the next head writes over values that another thread still reads
     w += 2 * h;
   }
-  combine<1, LENGTH>(stream, m + 1, w, pair);
-  Layout::add_identity(pair, real(net.identity));
+  combine<Layout, MEMBERS, 1>(team, stream, m + 1, w, pair);
+  Layout::add_identity(pair, real(net.identity), band);
   num *now = pair, *spare = pair + LENGTH;
   for (int s = 0; s < net.squarings; ++s) {
-    Layout::template product<MEMBERS>(now, now, spare);
+    team.meet();
+    Layout::template product<MEMBERS>(now, now, spare, band);
     std::swap(now, spare);
   }
   return now + (MEMBERS - 1) * Layout::TOKEN;
@@ -72,9 +101,9 @@ inline num* evaluate(const Network& net, num* stream, bool square_known) {
 
 // Room for the stream and for the scores and values of a head.
 template <class Layout>
-inline int64_t room(const Network* nets, int64_t rungs, int members) {
+inline int64_t room(const Ladder& ladder, int members) {
   int64_t deepest = 1;
-  for (int64_t r = 0; r < rungs; ++r) deepest = std::max(deepest, nets[r].products);
+  for (int64_t r = 0; r < ladder.rungs; ++r) deepest = std::max(deepest, ladder.nets[r].products);
   return (deepest + 3) * members * Layout::TOKEN;
 }
 

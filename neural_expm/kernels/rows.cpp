@@ -14,7 +14,7 @@ namespace {
 constexpr int P = (N + W - 1) / W;  // registers of a row
 
 struct Rows {
-  static constexpr int TOKEN = N * P;
+  static constexpr int ROW = P, TOKEN = N * P;
 
   // Entry (i, k) in all lanes, read as a scalar: the compiler broadcasts it as it loads.
   static num broadcast(const num* X, int i, int k) {
@@ -60,27 +60,35 @@ struct Rows {
       for (int c = 0; c < C; ++c) Z[(i + r) * P + j + c] = sum[r][c];
   }
 
-  // Columns outside, rows inside: the registers of Y that a column of blocks needs stay in the first-level cache.
-  template <int C, bool ADD>
-  static void column(const num* X, const num* Y, num* Z, int j) {
-    int i = 0;
-    for (; i + HEIGHT <= N; i += HEIGHT) block<HEIGHT, C, ADD>(X, Y, Z, i, j);
-    if constexpr (N % HEIGHT != 0) block<N % HEIGHT, C, ADD>(X, Y, Z, i, j);
+  // What a thread of a team computes: whole blocks, as nearly equal parts as there are.
+  template <class Team>
+  static Band band(const Team& team) {
+    return {team.index * BANDS / team.size * HEIGHT, std::min(N, (team.index + 1) * BANDS / team.size * HEIGHT)};
   }
 
+  // Columns outside, rows inside: the registers of Y that a column of blocks needs stay in the first-level cache.
+  template <int C, bool ADD>
+  static void column(const num* X, const num* Y, num* Z, int j, Band band) {
+    int i = band.first;
+    for (; i + HEIGHT <= band.last; i += HEIGHT) block<HEIGHT, C, ADD>(X, Y, Z, i, j);
+    if constexpr (N % HEIGHT != 0)
+      if (i < band.last) block<N % HEIGHT, C, ADD>(X, Y, Z, i, j);
+  }
+
+  // Rows of Z = X Y, or of Z += X Y.
   template <bool ADD>
-  static void multiply(const num* X, const num* Y, num* Z) {
+  static void multiply(const num* X, const num* Y, num* Z, Band band) {
     int j = 0;
-    for (; j + WIDTH <= P; j += WIDTH) column<WIDTH, ADD>(X, Y, Z, j);
-    if constexpr (P % WIDTH != 0) column<P % WIDTH, ADD>(X, Y, Z, j);
+    for (; j + WIDTH <= P; j += WIDTH) column<WIDTH, ADD>(X, Y, Z, j, band);
+    if constexpr (P % WIDTH != 0) column<P % WIDTH, ADD>(X, Y, Z, j, band);
   }
 
   template <int MEMBERS>
-  static void product(const num* X, const num* Y, num* Z) {
-    multiply<false>(X, Y, Z);
+  static void product(const num* X, const num* Y, num* Z, Band band) {
+    multiply<false>(X, Y, Z, band);
     if constexpr (MEMBERS == 2) {
-      multiply<false>(X + TOKEN, Y, Z + TOKEN);
-      multiply<true>(X, Y + TOKEN, Z + TOKEN);
+      multiply<false>(X + TOKEN, Y, Z + TOKEN, band);
+      multiply<true>(X, Y + TOKEN, Z + TOKEN, band);
     }
   }
 
@@ -88,16 +96,21 @@ struct Rows {
     return reinterpret_cast<real*>(X + i * P + j / W)[p * W + j % W];
   }
 
-  static void add_identity(num* X, real weight) {
-    for (int i = 0; i < N; ++i) part(X, i, i, 0) += weight;
+  static void add_identity(num* X, real weight, Band band) {
+    for (int i = band.first; i < band.last; ++i) part(X, i, i, 0) += weight;
   }
 
   static constexpr int LAST = N - (P - 1) * W;  // entries in the last register of a row
 
-  static void load(const Source& A, int64_t at, real weight, num* X) {
+  // A thread's band of the matrix, or all of it by the first thread where bands would cut through what is read at once.
+  template <class Team>
+  static void load(const Source& A, int64_t at, real weight, num* X, const Team& team) {
+    const bool by_rows = A.column == PARTS;
+    const Band band = by_rows ? Rows::band(team) : Band{0, team.index ? 0 : N};
+    if (band.first == band.last) return;
     const real* matrix = A.data + at * A.matrix;
-    if (A.column == PARTS)
-      for (int i = 0; i < N; ++i) {
+    if (by_rows)
+      for (int i = band.first; i < band.last; ++i) {
         for (int b = 0; b < P - 1; ++b) X[i * P + b] = read<W>(matrix + i * A.row + b * W * PARTS);
         X[i * P + P - 1] = read<LAST>(matrix + i * A.row + (P - 1) * W * PARTS);
       }
@@ -109,10 +122,10 @@ struct Rows {
         for (int j = 0; j < N; ++j)
           for (int p = 0; p < PARTS; ++p) part(X, i, j, p) = matrix[i * A.row + j * A.column + p];
       }
-    if (weight != 1) scale(X, weight);
+    if (weight != 1) scale(X, weight, band);
 #if COMPLEX
     if (A.conjugate)
-      for (int e = 0; e < TOKEN; ++e) X[e].im = -X[e].im;
+      for (int e = band.first * P; e < band.last * P; ++e) X[e].im = -X[e].im;
 #endif
   }
 
@@ -133,9 +146,9 @@ struct Rows {
     for (int l = 0; l < COUNT; ++l) X[(i + l) * P + b] = block[l];
   }
 
-  static void store(const num* X, int64_t at, real* out) {
-    real* row = out + at * REALS;
-    for (int i = 0; i < N; ++i, row += N * PARTS) {
+  static void store(const num* X, int64_t at, real* out, Band band) {
+    real* row = out + at * REALS + band.first * N * PARTS;
+    for (int i = band.first; i < band.last; ++i, row += N * PARTS) {
       for (int b = 0; b < P - 1; ++b) write<W>(X[i * P + b], row + b * W * PARTS);
       write<LAST>(X[i * P + P - 1], row + (P - 1) * W * PARTS);
     }
@@ -195,28 +208,91 @@ struct Rows {
   static void turn(num* x) { transpose(x); }
 #endif
 
-  static void scale(num* X, real weight) {
-    for (int e = 0; e < TOKEN; ++e) X[e] = scaled(X[e], weight);
+  static void scale(num* X, real weight, Band band) {
+    for (int e = band.first * P; e < band.last * P; ++e) X[e] = scaled(X[e], weight);
   }
 
-  // ‖X‖_F; not finite where squares are out of range.
-  static real frobenius(const num* X) {
+  // Sum of squared moduli.
+  static real squares(const num* X, Band band) {
     vec sum[4] = {};
-    for (int e = 0; e < TOKEN; ++e) sum[e % 4] += squared(X[e]);
+    for (int e = band.first * P; e < band.last * P; ++e) sum[e % 4] += squared(X[e]);
     const vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     real total = 0;
     for (int l = 0; l < W; ++l) total += all[l];
-    return std::sqrt(total);
+    return total;
   }
 };
 
-// What a ladder asks of a matrix: norm bound ≤ radii[r], or ‖A²‖_F^{1/2} ≤ majorants[r] while ‖A‖_F is at most `ratio`
-// times that (see certificate.py); `rungs` where no rung serves it.
-inline int first_rung(real norm, real root, const real* radii, const real* majorants, int rungs, real ratio) {
-  const bool usable = norm <= ratio * root;
-  for (int r = 0; r < rungs; ++r)
-    if (norm <= radii[r] || (usable && root <= majorants[r])) return r;
-  return rungs;
+// The first rung that serves a matrix: norm bound ≤ radii[r], or ‖A²‖_F^{1/2} ≤ majorants[r] while ‖A‖_F is at most
+// `ratio` times that (see certificate.py); `rungs` where none does.
+inline int first_rung(const Ladder& ladder, real norm, real root) {
+  const bool usable = norm <= real(ladder.ratio) * root;
+  for (int r = 0; r < ladder.rungs; ++r)
+    if (norm <= ladder.radii[r] || (usable && root <= ladder.majorants[r])) return r;
+  return int(ladder.rungs);
+}
+
+// One matrix; whether some rung serves it.
+template <class Team>
+inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust, uint8_t* level, num* stream, real* out,
+                  const Team& team) {
+  num* square = stream + Rows::TOKEN;
+  const int rungs = int(ladder.rungs);
+  const Band band = Rows::band(team);
+  Rows::load(A, at, 1, stream, team);
+  team.meet();
+  Rows::product<1>(stream, stream, square, band);
+  real squares[2] = {Rows::squares(stream, band), Rows::squares(square, band)};
+  team.add(squares);
+  real norm = std::sqrt(squares[0]);
+  if (!(norm <= ladder.radii[rungs - 1])) norm = careful_norm(A, at);  // or squares are out of range
+  int rung = first_rung(ladder, norm, std::sqrt(std::sqrt(squares[1])));
+  if (trust) rung = std::min(rung, rungs - 1);
+  if (level && team.index == 0) level[at] = uint8_t(rung);
+  if (!out || rung == rungs) return rung < rungs;
+  const Network& net = ladder.nets[rung];
+  if (net.squarings) {
+    const real scale = scale_of(net);
+    Rows::scale(stream, scale, band);
+    Rows::scale(square, scale * scale, band);
+  }
+  Rows::store(evaluate<Rows, 1>(net, stream, true, team), at, out, band);
+  return true;
+}
+
+template <class Team>
+inline void frechet(const Source& A, const Source& E, int64_t at, const Network& net, num* stream, real* out,
+                    const Team& team) {
+  Rows::load(A, at, scale_of(net), stream, team);
+  Rows::load(E, at, scale_of(net), stream + Rows::TOKEN, team);
+  team.meet();
+  Rows::store(evaluate<Rows, 2>(net, stream, false, team), at, out, Rows::band(team));
+}
+
+// From this n on threads share a matrix where there are fewer matrices than threads.  Below, fetching what another thread
+// has just written (some 9 GB/s) takes longer than computing it.
+constexpr int shared_from(int members) { return (members == 1 ? 112 : 96) / PARTS; }
+
+// body(first, last, workspace, team) for parts of the batch, or for all of it in every thread of a team; the largest of its
+// results, negative where memory ran out.
+template <int MEMBERS, class Body>
+int in_rows(int64_t count, int64_t threads, const Ladder& ladder, const Body& body) noexcept {
+  const int64_t nums = room<Rows>(ladder, MEMBERS);
+  if (N >= shared_from(MEMBERS) && count < threads) try {
+    const Workspace workspace(nums);
+    int result = 0;
+    const auto shared = [&](const Member& member) {
+      const int own = body(0, count, workspace.get(), member);
+      if (member.index == 0) result = own;
+    };
+    if (as_team(threads, shared)) return result;
+  } catch (...) {
+    return -1;
+  }
+  return guarded<1>(count, threads, [&](int64_t first, int64_t last) {
+    const Workspace workspace(nums);
+    return body(first, last, workspace.get(), Alone());
+  });
 }
 
 }  // namespace
@@ -225,45 +301,25 @@ inline int first_rung(real norm, real root, const real* radii, const real* major
 
 extern "C" {
 
-int neural_expm_value(const Source* A, int64_t count, const real* radii, const real* majorants, double ratio,
-                      int64_t rungs, const Network* nets, int64_t trust, uint8_t* level, real* out, int64_t threads) {
-  return guarded<1>(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room<Rows>(nets, rungs, 1));
-    num *stream = workspace.get(), *square = stream + Rows::TOKEN;
+int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int64_t trust, uint8_t* level, real* out,
+                      int64_t threads) {
+  return in_rows<1>(count, threads, *ladder, [&](int64_t first, int64_t last, num* stream, const auto& team) {
     bool outside = false;
     for (int64_t at = first; at < last; ++at) {
-      Rows::load(*A, at, 1, stream);
-      Rows::product<1>(stream, stream, square);
-      real norm = Rows::frobenius(stream);
-      if (!(norm <= radii[rungs - 1])) norm = careful_norm(*A, at);
-      int rung = first_rung(norm, std::sqrt(Rows::frobenius(square)), radii, majorants, int(rungs), real(ratio));
-      if (trust) rung = std::min(rung, int(rungs) - 1);
-      level[at] = uint8_t(rung);
-      outside |= rung == rungs;
-      if (!out || rung == rungs) continue;
-      const Network& net = nets[rung];
-      if (net.squarings) {
-        const real scale = scale_of(net);
-        Rows::scale(stream, scale);
-        Rows::scale(square, scale * scale);
-      }
-      Rows::store(evaluate<Rows, 1>(net, stream, true), at, out);
+      if (at > first) team.meet();  // whose band of the one before is not yet stored
+      outside |= !value(*A, at, *ladder, trust, level, stream, out, team);
     }
     return int(outside);
   });
 }
 
-int neural_expm_frechet(const Source* A, const Source* E, int64_t count, int64_t rungs, const Network* nets,
-                        const uint8_t* level, real* out, int64_t threads) {
-  return guarded<1>(count, threads, [&](int64_t first, int64_t last) {
-    const Workspace workspace(room<Rows>(nets, rungs, 2));
-    num* stream = workspace.get();
+int neural_expm_frechet(const Source* A, const Source* E, int64_t count, const Ladder* ladder, const uint8_t* level,
+                        real* out, int64_t threads) {
+  return in_rows<2>(count, threads, *ladder, [&](int64_t first, int64_t last, num* stream, const auto& team) {
     for (int64_t at = first; at < last; ++at) {
-      if (level[at] == rungs) continue;
-      const Network& net = nets[level[at]];
-      Rows::load(*A, at, scale_of(net), stream);
-      Rows::load(*E, at, scale_of(net), stream + Rows::TOKEN);
-      Rows::store(evaluate<Rows, 2>(net, stream, false), at, out);
+      if (level[at] == ladder->rungs) continue;
+      if (at > first) team.meet();
+      frechet(*A, *E, at, ladder->nets[std::max<int64_t>(level[at], ladder->least)], stream, out, team);
     }
     return 0;
   });

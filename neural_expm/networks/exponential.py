@@ -128,6 +128,16 @@ class EquivariantExponential(Pretrained, nn.Module):
         plan.squares = None
         return out, plan
 
+    def at_once(self, A: Tensor, real: torch.dtype) -> tuple[compiled.Kernel, compiled.Rungs] | None:
+        """What computes exp(A) without a plan: a compiled kernel, if one is ready, and what it reads.
+
+        Args:
+            A: shape (*, n, n), on the CPU.
+            real: the dtype of its real part.
+        """
+        kernel = compiled.ready("expm", A.shape[-1], A.dtype)
+        return None if kernel is None else (kernel, self._rungs(real))
+
     def _plan(self, A: Tensor, kernel: assembled.Kernel | None, trust: bool) -> Plan:
         """For the assembled or the eager kernel."""
         if kernel is None:
@@ -171,7 +181,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             radii, majorants = (
                 torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
             )
-            known = loads, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks)
+            floor = self.ladder.derivative_level
+            known = loads, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks, floor)
             self._native[dtype] = known
         return known[1]
 
@@ -213,8 +224,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         plan = plan or self.outcome(A, trust=True)
         library = compiled.find(A)
         if library is not None and compiled.readable(E):
-            levels = plan.by_row().clamp_min(floor)
-            library.frechet(A, E, self._rungs(A.dtype.to_real()), levels, out)
+            library.frechet(A, E, self._rungs(A.dtype.to_real()), plan.by_row(), out)
             return out
         kernel = (assembled.find(A) if compiled.readable(E) else None) or eager
         for rung, rows in plan.by_group():

@@ -1,0 +1,149 @@
+"""A few plain matrices go straight to the compiled kernel: what the route would have answered, and only those do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compiled_cases import double, matrices, needs_compiler
+
+import neural_expm
+from neural_expm import functions
+
+pytestmark = needs_compiler
+CASES = [((3, 3), torch.float32), ((17, 3, 3), torch.float32), ((2, 3, 5, 5), torch.complex128)]
+
+
+@pytest.fixture
+def routed(ready, monkeypatch):
+    """Kernels are ready; the functions whose calls took the route."""
+    for (*_, n), dtype in CASES:
+        for _ in range(2):
+            neural_expm.expm(torch.zeros(1, n, n, dtype=dtype))
+    taken: list[str] = []
+    route = functions._apply
+
+    def noted(function, A, *options):
+        taken.append(function)
+        return route(function, A, *options)
+
+    monkeypatch.setattr(functions, "_apply", noted)
+    return taken
+
+
+def example(shape, dtype):
+    return matrices(shape[:-2].numel(), shape[-1], dtype).reshape(shape)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_the_answer_and_the_derivatives_of_the_route(routed, shape, dtype):
+    A = example(torch.Size(shape), dtype)
+    value = neural_expm.expm(A)
+    assert not routed
+    expected, report = neural_expm.expm(A, return_report=True)
+    assert routed == ["expm"]
+    assert report.kernel == "compiled"
+    assert torch.equal(value, expected)
+    del routed[:]
+    B, G = A.clone().requires_grad_(), example(torch.Size(shape), dtype).flip(-1)
+    first, *second = derivatives(neural_expm.expm, B, G)
+    assert not routed
+    expected, *others = derivatives(lambda X: neural_expm.expm(X, return_report=True)[0], B, G)
+    assert torch.equal(first, expected)
+    # The second derivative forms larger matrices, which no kernel of these serves.
+    torch.testing.assert_close(second, others)
+    torch.testing.assert_close(
+        first, derivatives(torch.linalg.matrix_exp, double(B), double(G))[0].to(dtype), rtol=1e-4, atol=1e-3
+    )
+
+
+def derivatives(function, A, G):
+    A = A.detach().requires_grad_()
+    value = function(A)
+    (gradient,) = torch.autograd.grad(value, A, G, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.abs().square().sum(), A)
+    return gradient.detach(), second
+
+
+def test_gradient_of_an_expanded_sum(routed):
+    A = example(torch.Size((4, 3, 3)), torch.float32).requires_grad_()
+    (got,) = torch.autograd.grad(neural_expm.expm(A).sum(), A)
+    wide = A.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(torch.linalg.matrix_exp(wide).sum(), wide)
+    assert not routed
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e30, torch.inf, torch.nan])
+def test_a_matrix_outside_takes_the_route(routed, scale):
+    A = example(torch.Size((4, 3, 3)), torch.float32)
+    A[2] = -torch.eye(3) * scale
+    B = A.clone().requires_grad_()
+    value = neural_expm.expm(B)
+    assert not routed  # the evaluator asks the route, not the function
+    torch.testing.assert_close(
+        value.detach(), torch.linalg.matrix_exp(A), equal_nan=True, rtol=1e-5, atol=1e-5
+    )
+    (gradient,) = torch.autograd.grad(value[[0, 1, 3]].sum(), B)
+    assert bool(torch.isfinite(gradient[[0, 1, 3]]).all())
+    torch.testing.assert_close(neural_expm.expm(A), value.detach(), equal_nan=True)
+    assert routed
+
+
+def test_parameters_and_no_grad(routed):
+    W = torch.nn.Parameter(example(torch.Size((3, 3)), torch.float32))
+    assert neural_expm.expm(W).requires_grad
+    with torch.no_grad():
+        assert not neural_expm.expm(W).requires_grad
+    with torch.inference_mode():
+        assert neural_expm.expm(W.detach()).is_inference()
+    assert not routed
+
+
+def test_what_is_not_plain_takes_the_route(routed):
+    A = example(torch.Size((4, 3, 3)), torch.float32)
+    expected = neural_expm.expm(A)
+    assert not routed
+    calls = (
+        lambda: neural_expm.expm(A.mT).mT,
+        lambda: neural_expm.expm(A, outside="nan"),
+        lambda: neural_expm.expm(A, rtol=1e-6),
+        lambda: neural_expm.expm(A, model="expm-equivariant"),
+        lambda: neural_expm.expm(A.half()).float(),
+        lambda: torch.func.vmap(neural_expm.expm)(A),
+        lambda: torch.func.jvp(neural_expm.expm, (A,), (A,))[0],
+        lambda: neural_expm.expm(torch._neg_view(-A)),
+    )
+    for asked, call in enumerate(calls, 1):
+        torch.testing.assert_close(call(), expected, rtol=1e-2, atol=1e-2)
+        assert len(routed) >= asked
+    for bad in (
+        [[1.0]],
+        torch.ones(3),
+        torch.ones(2, 3),
+        torch.ones(2, 2, dtype=torch.int64),
+        torch.eye(3).to_sparse(),
+    ):
+        with pytest.raises(neural_expm.NeuralExpmError):
+            neural_expm.expm(bad)
+
+
+def test_lazily_zero_tensors_have_no_memory_to_read(routed):
+    A = example(torch.Size((4, 3, 3)), torch.float32).requires_grad_()
+    zero = torch._efficientzerotensor((4, 3, 3))
+    assert torch.equal(torch.autograd.grad(neural_expm.expm(A), A, zero)[0], torch.zeros(4, 3, 3))
+    assert torch.equal(neural_expm.expm(zero), torch.eye(3).expand(4, 3, 3))
+
+
+def test_weights_loaded_later_are_read(routed):
+    """The kernel keeps addresses of weights; other weights make it look again."""
+    A = example(torch.Size((4, 3, 3)), torch.float32)
+    expected = neural_expm.expm(A)
+    network = neural_expm.load("expm-equivariant-float32")
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    network.load_state_dict({key: 0 * tensor for key, tensor in state.items()})
+    try:
+        assert not neural_expm.expm(A).any()
+    finally:
+        network.load_state_dict(state)
+    assert torch.equal(neural_expm.expm(A), expected)
+    assert not routed
