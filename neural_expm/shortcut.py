@@ -1,4 +1,4 @@
-"""A few plain matrices straight to the compiled kernel: the answer of the route, without its questions.
+"""A few plain matrices straight to a native kernel: the answer of the route, without its questions.
 
 A program that calls ``expm`` on one small matrix thousands of times waits for Python, not for products: the route asks
 some forty questions, ten microseconds in all, most of which are about transforms, options and reports.  Here the few
@@ -20,7 +20,7 @@ from .kernels.calling import readable
 from .route import Route
 
 if TYPE_CHECKING:
-    from .kernels.compiled import Kernel, Rungs
+    from .networks.at_once import Assembled, Compiled
     from .networks.exponential import EquivariantExponential
 
 # Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
@@ -49,39 +49,41 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
     shape, real = A.shape, REAL.get(A.dtype)
     if real is None or len(shape) < 2 or shape[-1] != shape[-2]:
         return None
-    network = default(real)
-    if (found := network.at_once(A, real)) is None:
+    network, flat = default(real), A if len(shape) == 3 else A.reshape(-1, *shape[-2:])
+    if (found := network.at_once(flat, real)) is None:
         return None
     if A.requires_grad and torch.is_grad_enabled():
-        return matrix_function(A, _AtOnce(network, *found))
-    kernel, rungs = found
-    return kernel.value_at_once(A, rungs)
+        return matrix_function(A, _AtOnce(network, found))
+    result = found.value(flat, differentiable=False)
+    return result if result is None or len(shape) == 3 else result.reshape(shape)
 
 
 class _AtOnce:
     """Evaluator (see ``differentiation.py``) of a batch that one call of a kernel serves; of any other, the route."""
 
-    def __init__(self, network: EquivariantExponential, kernel: Kernel, rungs: Rungs) -> None:
-        self.network, self.kernel, self.rungs = network, kernel, rungs
+    def __init__(self, network: EquivariantExponential, found: Compiled | Assembled) -> None:
+        self.network, self.found = network, found
         self.route: Route | None = None
-        self.level: Tensor | None = None
 
     def renewed(self) -> Route:
         return Route("expm", self.network, "exact")
 
     def value(self, A: Tensor) -> Tensor:
-        self.level = torch.empty(A.shape[:-2], dtype=torch.uint8)
-        result = self.kernel.value_at_once(A, self.rungs, self.level)
+        result = self.found.value(_flat(A), differentiable=True)
         if result is not None:
-            return result
+            return result if A.ndim == 3 else result.reshape(A.shape)
         self.route = self.renewed()
         return self.route.value(A)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         """L(A, E), shape (*, n, n), for the matrices that :meth:`value` saw or for their adjoints."""
-        if self.route is not None or self.level is None or not readable(E):
-            return (self.route or self.renewed()).frechet(A, E)
-        flat, direction = (A, E) if A.ndim == 3 else (X.reshape(-1, *X.shape[-2:]) for X in (A, E))
-        out = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        self.kernel.frechet(flat, direction, self.rungs, self.level, out)
-        return out if A.ndim == 3 else out.reshape(A.shape)
+        if self.route is not None:
+            return self.route.frechet(A, E)
+        if not readable(E):
+            return self.renewed().frechet(A, E)
+        result = self.found.frechet(_flat(A), _flat(E))
+        return result if A.ndim == 3 else result.reshape(A.shape)
+
+
+def _flat(A: Tensor) -> Tensor:
+    return A if A.ndim == 3 else A.reshape(-1, *A.shape[-2:])

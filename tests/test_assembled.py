@@ -337,7 +337,8 @@ def test_what_is_asked_for_can_be_asked(fresh):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc")
 def test_code_cannot_be_written_to(fresh):
     kernel = assembled.Kernel(3, torch.float32)
-    _, address = kernel._program(1, False, False)
+    _, function = kernel._program(1, False, False)
+    address = ctypes.cast(function, ctypes.c_void_p).value
     with open("/proc/self/maps") as maps:
         for line in maps:
             first, last = (int(x, 16) for x in line.split()[0].split("-"))

@@ -24,7 +24,7 @@ from ..domain import frobenius_norm
 from . import eager
 from .assembled_lanes import Job, Shape
 from .assembled_program import Program
-from .calling import parallel, readable, share
+from .calling import FUNCTION, Function, parallel, readable, share
 
 log = logging.getLogger("neural_expm")
 
@@ -115,7 +115,8 @@ class Kernel:
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype, self.wide = n, dtype, wide()
-        self._programs: dict[tuple[bool | int, ...], tuple[Program, int]] = {}
+        self.lanes = (64 if self.wide else 32) // dtype.to_real().itemsize
+        self._programs: dict[tuple[bool | int, ...], tuple[Program, Function]] = {}
         self._tables: OrderedDict[tuple[int, int], tuple[list[Tensor], Tensor]] = OrderedDict()
         error = self.discrepancy()
         if not error <= CHECK[dtype.to_real()]:
@@ -138,10 +139,10 @@ class Kernel:
         transposed = A.stride()[1:] == (1, n)
         A = A if transposed else _by_rows(A)
         members, products = (1 if E is None else 2), len(weights)
-        program, address = self._program(members, transposed, A.is_conj())
+        program, function = self._program(members, transposed, A.is_conj())
         work = (products + squarings) * (2 * members - 1) * n**3 * program.shape.parts**2
         # Held until the call is over: another thread may put its own in the place of what a job only points to.
-        table = self._table(weights, identity, squarings, program.asm.lanes)
+        table = self._table(weights, identity, squarings)
         job = Job(
             out=out.data_ptr(),
             out_step=n * n * A.element_size(),
@@ -155,7 +156,13 @@ class Kernel:
         if E is not None:
             E = _by_rows(E.resolve_conj())
             job.directions, job.directions_step = E.data_ptr(), E.stride(0) * A.element_size()
-        self._call(address, job, A, count, program.asm.lanes, work)
+        self._call(function, job, A, count, work)
+
+    def largest_norm(self, A: Tensor) -> float:
+        """Of contiguous A, shape (batch, n, n), the largest ‖A‖_F; infinite where squares of entries are, or NaN."""
+        if A.shape[0] == 1:
+            return float(torch.linalg.vector_norm(A))
+        return float(torch.linalg.vector_norm(A.flatten(-2), dim=-1).amax())
 
     def norms(self, A: Tensor) -> Tensor:
         """‖A‖_F, shape (batch), real; infinite where squares of entries are, NaN where A has NaN."""
@@ -163,42 +170,42 @@ class Kernel:
         if A.numel() < NORMS_FROM:
             return frobenius_norm(A)
         A = A if A.stride()[1:] == (1, self.n) else _by_rows(A)  # a transpose has the same norm
-        program, address = self._program(1, norms=True)
-        lanes = program.asm.lanes
-        norms = torch.empty(-(-count // lanes) * lanes, dtype=self.dtype.to_real())
-        one = self._table(_NO_WEIGHTS, 0.0, 0, lanes)
+        program, function = self._program(1, norms=True)
+        norms = torch.empty(-(-count // self.lanes) * self.lanes, dtype=self.dtype.to_real())
+        one = self._table(_NO_WEIGHTS, 0.0, 0)
         job = Job(
             out=norms.data_ptr(), last=count - 1, workspace_step=program.workspace(0), weights=one.data_ptr()
         )
-        self._call(address, job, A, count, lanes, 4 * self.n**2)
+        self._call(function, job, A, count, 4 * self.n**2)
         return norms[:count]
 
-    def _call(self, address: int, job: Job, A: Tensor, count: int, lanes: int, work: int) -> None:
+    def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int) -> None:
         """Share ``count`` matrices of A, of so many multiply-adds each, among threads."""
-        job.parts, begins = share(count, lanes, work)
+        job.parts, begins = share(count, self.lanes, work)
         job.begins = ctypes.addressof(begins)
         job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
         job.workspace = _workspace.address(job.workspace_step * job.parts)
-        parallel(address, job, job.parts)
+        parallel(function, job, job.parts)
 
     def _program(
         self, members: int, transposed: bool = False, conjugate: bool = False, norms: bool = False
-    ) -> tuple[Program, int]:
-        """The program for such A, and the address of its code."""
+    ) -> tuple[Program, Function]:
+        """The program for such A, and its code."""
         key = members, transposed, conjugate, norms
         if key not in self._programs:
             double, is_complex = self.dtype.to_real() is torch.float64, self.dtype.is_complex
             program = Program(Shape(self.n, double, is_complex, members, transposed, conjugate, self.wide))
-            self._programs[key] = program, executable(program.norms() if norms else program.code())
+            code = program.norms() if norms else program.code()
+            self._programs[key] = program, FUNCTION(executable(code))
         return self._programs[key]
 
-    def _table(self, weights: list[Tensor], identity: float, squarings: int, lanes: int) -> Tensor:
+    def _table(self, weights: list[Tensor], identity: float, squarings: int) -> Tensor:
         """The weights as the program reads them, each in all lanes of a register."""
         known = self._tables.get((id(weights), squarings))
         if known is None:
             scale = 2.0**-squarings
             head = torch.tensor([scale, -scale, identity], dtype=self.dtype.to_real())
-            table = torch.cat([head, *(w.reshape(-1) for w in weights)])[:, None].repeat(1, lanes)
+            table = torch.cat([head, *(w.reshape(-1) for w in weights)])[:, None].repeat(1, self.lanes)
             # The list is kept alive, so that its id names no other one.
             self._tables[id(weights), squarings] = known = weights, table
             if len(self._tables) > TABLES:

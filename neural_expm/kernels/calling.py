@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -59,13 +60,17 @@ def _gomp() -> Any:
     return function
 
 
-def parallel(body: int, job: ctypes.Structure, threads: int) -> None:
-    """Call the function at address ``body`` with ``job`` in so many of the threads that torch keeps waiting."""
+FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of the address of a job
+Function = Callable[[int], None]
+
+
+def parallel(function: Function, job: ctypes.Structure, threads: int) -> None:
+    """Call a FUNCTION with ``job`` in so many of the threads that torch keeps waiting."""
     run = _gomp() if threads > 1 else None
     if run is None:
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body)(ctypes.addressof(job))
+        function(ctypes.addressof(job))
     else:
-        run(body, ctypes.addressof(job), threads, 0)
+        run(function, ctypes.addressof(job), threads, 0)
 
 
 def readable(A: Tensor) -> bool:

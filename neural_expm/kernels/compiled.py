@@ -67,10 +67,10 @@ def find(A: Tensor, kind: str = "expm") -> Any:
 
     Asking counts towards making one.
     """
-    n, dtype = A.shape[-1], A.dtype
-    if n < 2 or not KINDS[kind].worthwhile(n, A.shape[0]) or dtype not in DTYPES or A.device.type != "cpu":
+    count, _, n = A.shape
+    if n < 2 or not KINDS[kind].worthwhile(n, count) or not readable(A) or not A.is_cpu:
         return None
-    if not readable(A) or torch.compiler.is_compiling():
+    if (dtype := A.dtype) not in DTYPES or torch.compiler.is_compiling():
         return None
     key = kind, n, dtype
     shape = _shapes.get(key) or _shapes.setdefault(key, _Shape())
@@ -78,11 +78,11 @@ def find(A: Tensor, kind: str = "expm") -> Any:
         return shape.kernel
     if shape.state in ("failed", "building", "off"):
         return None
-    return _consider(shape, key, A.shape[0])
+    return _consider(shape, key, count)
 
 
 def ready(kind: str, n: int, dtype: torch.dtype) -> Any:
-    """The kernel for tensors on the CPU if one is there already, else None."""
+    """The kernel for readable tensors on the CPU if one is there already, else None."""
     shape = _shapes.get((kind, n, dtype))
     return None if shape is None else shape.kernel
 

@@ -113,13 +113,13 @@ class Kernel(Library):
         return level, checked(status)
 
     def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
-        """Exp of contiguous A, shape (*, n, n); None where no rung serves one of the matrices.
+        """Exp of contiguous A, shape (batch, n, n); None where no rung serves one of the matrices.
 
         Args:
             level: becomes the rung of each matrix, (batch) uint8.
         """
         n, parts = self.n, self.parts
-        row, out, count = n * parts, torch.empty_like(A), A.numel() // (n * n)
+        row, out, count = n * parts, torch.empty_like(A), A.shape[0]
         status = self._value(
             ctypes.byref(Source(A.data_ptr(), n * row, row, parts, 0)),
             count,

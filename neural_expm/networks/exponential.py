@@ -16,6 +16,7 @@ from ..kernels import assembled, compiled, eager, triton_route
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
+from .at_once import Assembled, Compiled
 from .equivariant import EquivariantTransformer
 from .ladder import ASSEMBLED, MAJORANT_RATIO, Ladder
 from .plan import Plan, TieredPlan, plan_for, reasons
@@ -128,15 +129,21 @@ class EquivariantExponential(Pretrained, nn.Module):
         plan.squares = None
         return out, plan
 
-    def at_once(self, A: Tensor, real: torch.dtype) -> tuple[compiled.Kernel, compiled.Rungs] | None:
-        """What computes exp(A) without a plan: a compiled kernel, if one is ready, and what it reads.
+    def at_once(self, A: Tensor, real: torch.dtype) -> Compiled | Assembled | None:
+        """What computes exp(A) without a plan, if a kernel is ready that does.
 
         Args:
-            A: shape (*, n, n), on the CPU.
+            A: shape (batch, n, n), contiguous, readable, on the CPU.
             real: the dtype of its real part.
         """
-        kernel = compiled.ready("expm", A.shape[-1], A.dtype)
-        return None if kernel is None else (kernel, self._rungs(real))
+        library = compiled.ready("expm", A.shape[-1], A.dtype)
+        if library is not None:
+            return Compiled(library, self.native(real))
+        kernel = assembled.find(A)
+        if kernel is None or A.shape[0] > kernel.lanes:
+            return None
+        compiled.find(A)  # a call of this shape, which counts towards compiling it
+        return Assembled(kernel, self, real)
 
     def _plan(self, A: Tensor, kernel: assembled.Kernel | None, trust: bool) -> Plan:
         """For the assembled or the eager kernel."""
@@ -147,7 +154,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         return plan
 
     def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
-        levels, outside = kernel.value(A, self._rungs(A.dtype.to_real()), trust, out)
+        levels, outside = kernel.value(A, self.native(A.dtype.to_real()), trust, out)
         reason = reasons(A, levels, self.ladder) if outside else None
         return Plan(None, levels, self.ladder, A.shape[0], A.device, reason, kernel="compiled")
 
@@ -169,8 +176,8 @@ class EquivariantExponential(Pretrained, nn.Module):
             None, levels, self.ladder, count, device, reason, kernel="triton", tiers=tiers, got=tuple(got)
         )
 
-    def _rungs(self, dtype: torch.dtype) -> compiled.Rungs:
-        """The ladder for the compiled kernels, made anew after weights were loaded."""
+    def native(self, dtype: torch.dtype) -> compiled.Rungs:
+        """The ladder as the compiled kernels read it, for a real dtype; made anew after weights were loaded."""
         known, loads = self._native.get(dtype), EquivariantTransformer.loads
         if known is None or known[0] != loads:
             flat = [tier.flat(dtype) for tier in self.tiers]
@@ -224,7 +231,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         plan = plan or self.outcome(A, trust=True)
         library = compiled.find(A)
         if library is not None and compiled.readable(E):
-            library.frechet(A, E, self._rungs(A.dtype.to_real()), plan.by_row(), out)
+            library.frechet(A, E, self.native(A.dtype.to_real()), plan.by_row(), out)
             return out
         kernel = (assembled.find(A) if compiled.readable(E) else None) or eager
         for rung, rows in plan.by_group():
