@@ -54,3 +54,17 @@ def ready(libraries, fresh):
     """The kernels of SHAPES and SHARED are in the cache folder."""
     fresh.setenv("NEURAL_EXPM_KERNEL_CACHE", str(libraries))
     return fresh
+
+
+@pytest.fixture
+def machine_code(monkeypatch):
+    """Assembled kernels as in a new process without a compiler."""
+    from neural_expm.kernels import assembled, compiled
+
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
+    monkeypatch.delenv("NEURAL_EXPM_ASSEMBLE", raising=False)
+    for module in (assembled, compiled):
+        module.forget()
+    yield monkeypatch
+    for module in (assembled, compiled):
+        module.forget()

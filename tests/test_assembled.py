@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import mmap
 import os
 import platform
 import signal
@@ -14,33 +13,21 @@ import threading
 import cases
 import pytest
 import torch
+from assembled_cases import DTYPES, WIDTHS, before_a_wall, needs_code
 
 import neural_expm
 from neural_expm import kernels
-from neural_expm.kernels import assembled, compiled, eager
+from neural_expm.kernels import (
+    assembled,
+    assembled_exponential,
+    assembled_kernel,
+    assembled_memory,
+    eager,
+)
+from neural_expm.kernels.assembled_exponential_code import Program
 from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, Assembler, Memory
 
-DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20, 32]
-
-try:
-    WIDTHS = [False, True] if assembled.wide() else [False]
-except assembled.Unavailable:
-    WIDTHS = []
-
-needs_code = pytest.mark.skipif(not WIDTHS, reason="no x86-64 processor with AVX2")
-
-
-@pytest.fixture
-def fresh(monkeypatch):
-    """As in a new process, without a compiler."""
-    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
-    monkeypatch.delenv("NEURAL_EXPM_ASSEMBLE", raising=False)
-    for module in (assembled, compiled):
-        module.forget()
-    yield monkeypatch
-    for module in (assembled, compiled):
-        module.forget()
 
 
 def double(A: torch.Tensor) -> torch.Tensor:
@@ -69,7 +56,7 @@ def network(dtype: torch.dtype, products: int = 4) -> tuple[list[torch.Tensor], 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("wide", WIDTHS)
 def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
-    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
     kernel = assembled.Kernel(n, dtype)
     lanes = (64 if wide else 32) // dtype.to_real().itemsize
     for count in (1, lanes - 1, lanes, lanes + 1, 3 * lanes + 2):
@@ -82,7 +69,7 @@ def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
                     if products == 1 and direction is None:
                         continue  # a square alone: the derivative has it too
                     got, expected = (torch.full_like(A, torch.nan) for _ in range(2))
-                    if (memory := assembled._workspace.memory) is not None:
+                    if (memory := assembled_kernel._workspace.memory) is not None:
                         memory.fill_(255)  # NaN in every precision: nothing is read before it is written
                     kernel.exponential(B, direction, *network(dtype, products), got, rows)
                     eager.exponential(B, direction, *network(dtype, products), expected, rows)
@@ -91,7 +78,7 @@ def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
 
 
 @needs_code
-def test_a_matrix_is_computed_alike_whatever_shares_its_batch(fresh):
+def test_a_matrix_is_computed_alike_whatever_shares_its_batch(machine_code):
     A = matrices(4000, 4, torch.float32).clamp(-0.3, 0.3)
     before = torch.get_num_threads()
     try:
@@ -105,26 +92,13 @@ def test_a_matrix_is_computed_alike_whatever_shares_its_batch(fresh):
         assert torch.equal(other, together[0])
 
 
-def before_a_wall(A: torch.Tensor) -> torch.Tensor:
-    """A copy whose last byte is the last one before a page that nobody may touch."""
-    page = mmap.PAGESIZE
-    size = -(-A.nbytes // page) * page
-    memory = mmap.mmap(-1, size + page)
-    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
-    libc = ctypes.CDLL(None)
-    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    assert libc.mprotect(wall, page, 0) == 0
-    copy = torch.frombuffer(memory, dtype=A.dtype, count=A.numel(), offset=size - A.nbytes)
-    return copy.view(A.shape).copy_(A)
-
-
 @needs_code
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 @pytest.mark.parametrize("wide", WIDTHS)
 def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
     """Otherwise the process ends here."""
-    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
     kernel = assembled.Kernel(n, dtype)
     A, E, out = (
         before_a_wall(torch.randn(21, n, n, dtype=dtype, generator=cases.generator(i)) / n) for i in range(3)
@@ -132,7 +106,7 @@ def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
     for B in (A, A.mT):
         kernel.exponential(B, None, *network(dtype), out)
         kernel.exponential(B, E, *network(dtype), out)
-        monkeypatch.setattr(assembled, "NORMS_FROM", 1)
+        monkeypatch.setattr(assembled_exponential, "NORMS_FROM", 1)
         torch.testing.assert_close(kernel.norms(B), torch.linalg.matrix_norm(B))
 
 
@@ -141,9 +115,9 @@ def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
 @pytest.mark.parametrize("n", [2, 3, 5])
 @pytest.mark.parametrize("wide", WIDTHS)
 def test_norms(monkeypatch, wide, n, dtype):
-    monkeypatch.setattr(assembled, "wide", lambda: wide)
+    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
     kernel = assembled.Kernel(n, dtype)
-    count = assembled.NORMS_FROM // n**2 + 1
+    count = assembled_exponential.NORMS_FROM // n**2 + 1
     A = torch.randn(count, n, n, dtype=dtype, generator=cases.generator(n))
     A[3, 0, 1], A[5, 1, 1], A[7] = torch.nan, torch.inf, 0
     expected = torch.linalg.matrix_norm(A)
@@ -157,7 +131,7 @@ def test_norms(monkeypatch, wide, n, dtype):
 @needs_code
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("count", "n"), [(1, 2), (1, 12), (20, 32), (700, 3), (700, 4), (700, 9)])
-def test_values_and_gradients_agree_with_torch(fresh, count, n, dtype):
+def test_values_and_gradients_agree_with_torch(machine_code, count, n, dtype):
     A, G = matrices(count, n, dtype), matrices(count, n, dtype, seed=1)
     wide = double(A).requires_grad_()
     expected = torch.linalg.matrix_exp(wide)
@@ -173,7 +147,7 @@ def test_values_and_gradients_agree_with_torch(fresh, count, n, dtype):
 
 @needs_code
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_strides(fresh, dtype):
+def test_any_strides(machine_code, dtype):
     n = 5
     A = matrices(40, n, dtype)
     G = matrices(40, n, dtype, seed=1)
@@ -203,7 +177,7 @@ def test_any_strides(fresh, dtype):
 
 @needs_code
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e4, 3e30])
-def test_rows_outside_touch_no_other(fresh, bad):
+def test_rows_outside_touch_no_other(machine_code, bad):
     A = matrices(50, 3, torch.float32)
     A[31, 1, 2] = bad
     value, report = neural_expm.expm(A, outside="nan", return_report=True)
@@ -216,7 +190,7 @@ def test_rows_outside_touch_no_other(fresh, bad):
 
 
 @needs_code
-def test_inference_mode_leaves_nothing_behind(fresh):
+def test_inference_mode_leaves_nothing_behind(machine_code):
     A = matrices(30, 3, torch.float64)
     with torch.inference_mode():
         neural_expm.expm(A)
@@ -226,7 +200,7 @@ def test_inference_mode_leaves_nothing_behind(fresh):
 
 
 @needs_code
-def test_threads_side_by_side(fresh):
+def test_threads_side_by_side(machine_code):
     """Each with a workspace of its own, also at the first call, when each makes what the other has not made yet."""
     batches = [matrices(600 + i, 4, torch.float64, seed=i) for i in range(6)]
     results: dict[int, list[torch.Tensor]] = {}
@@ -249,7 +223,7 @@ def test_threads_side_by_side(fresh):
 @needs_code
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_after_fork(fresh):
+def test_a_child_after_fork(machine_code):
     A = matrices(20_000, 3, torch.float32).clamp(-0.1, 0.1)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -279,11 +253,11 @@ def answers(caplog, messages: int) -> None:
 
 
 @pytest.fixture
-def elsewhere(fresh):
+def elsewhere(machine_code):
     """Another machine: what was found out about this one is forgotten."""
     assembled.wide.cache_clear()
-    yield fresh
-    fresh.undo()
+    yield machine_code
+    machine_code.undo()
     assembled.wide.cache_clear()
 
 
@@ -306,28 +280,28 @@ def test_a_processor_without_avx2(elsewhere, caplog):
 
 
 @needs_code
-def test_a_system_that_allows_no_new_code(fresh, caplog):
-    fresh.setattr(
-        assembled.mmap, "PROT_EXEC", 1 << 20
+def test_a_system_that_allows_no_new_code(machine_code, caplog):
+    machine_code.setattr(
+        assembled_memory.mmap, "PROT_EXEC", 1 << 20
     )  # which the system refuses, as a strict one refuses the right
     answers(caplog, 1)
     assert "the system allows no new machine code" in assembled.failure()
 
 
 @needs_code
-def test_wrong_code_is_refused(fresh, caplog):
-    fresh.setattr(assembled.Kernel, "discrepancy", lambda kernel: float("nan"))
+def test_wrong_code_is_refused(machine_code, caplog):
+    machine_code.setattr(assembled.Kernel, "discrepancy", lambda kernel: float("nan"))
     answers(caplog, 1)
     assert any(record.levelno == logging.WARNING for record in caplog.records)
 
 
-def test_switched_off(fresh, caplog):
-    fresh.setenv("NEURAL_EXPM_ASSEMBLE", "0")
+def test_switched_off(machine_code, caplog):
+    machine_code.setenv("NEURAL_EXPM_ASSEMBLE", "0")
     answers(caplog, 0)
 
 
 @needs_code
-def test_what_is_asked_for_can_be_asked(fresh):
+def test_what_is_asked_for_can_be_asked(machine_code):
     neural_expm.expm(matrices(3, 6, torch.float64))
     assert "n = 6 float64" in kernels.available()["assembled"]
     assert "assembled kernel" in str(neural_expm.explain("expm", matrices(3, 6, torch.float64)))
@@ -335,9 +309,9 @@ def test_what_is_asked_for_can_be_asked(fresh):
 
 @needs_code
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="no /proc")
-def test_code_cannot_be_written_to(fresh):
+def test_code_cannot_be_written_to(machine_code):
     kernel = assembled.Kernel(3, torch.float32)
-    _, function = kernel._program(1, False, False)
+    _, function = kernel._program(Program, "code")
     address = ctypes.cast(function, ctypes.c_void_p).value
     with open("/proc/self/maps") as maps:
         for line in maps:

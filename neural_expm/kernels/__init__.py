@@ -38,8 +38,8 @@ def _assembled() -> str:
     except assembled.Unavailable as error:
         return str(error)
     made = [
-        f"expm n = {n} {str(dtype)[6:]} {state}"
-        for (n, dtype), state in sorted(assembled.state().items(), key=str)
+        f"{kind} n = {n} {str(dtype)[6:]} {state}"
+        for (kind, n, dtype), state in sorted(assembled.state().items(), key=str)
     ]
     return "; ".join([registers, *([assembled.failure()] if assembled.failure() else []), *made])
 

@@ -8,11 +8,12 @@ batch repeats the last matrix in its idle lanes, and writes the same result more
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .assembled_transpose import transpose
-from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Assembler, Memory
+from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Assembler, Constant, Memory
 
 # Up to this n a product is one straight run of instructions.
 UNROLLED_N = 4
@@ -27,12 +28,15 @@ class Job(ctypes.Structure):
         matrices, matrices_step: address; bytes from one to the next.
         directions, directions_step: likewise, of a derivative.
         out, out_step: likewise.
+        companions, companions_step: likewise, of what a pass hands to the next one besides its result.
         rows: address of the int64 indices of the matrices; null for all.
         last: where the last matrix is among them.
         workspace, workspace_step: address, on the boundary of a register; bytes of a part.
         weights: address of 2^−s, −2^−s, the read-out of I and ``EquivariantTransformer.packed``, each in all lanes of a
             register.
-        products, squarings: of the network.
+        products, squarings: of the network; or how many stages, and whether their certificates are wanted.
+        scales: address of the factors of the matrices; null to take them as they are.
+        notes, notes_step: address of the first note of each matrix; bytes to the second ones.
     """
 
     _fields_ = tuple(
@@ -40,8 +44,10 @@ class Job(ctypes.Structure):
         for name in (
             *("ticket", "parts", "begins"),
             *("matrices", "matrices_step", "directions", "directions_step", "out", "out_step"),
+            *("companions", "companions_step"),
             *("rows", "last", "workspace", "workspace_step"),
             *("weights", "products", "squarings"),
+            *("scales", "notes", "notes_step"),
         )
     )
 
@@ -219,11 +225,11 @@ class Lanes:
             self.asm.store(b + part * self.register, 0)
             self.asm.store(a + part * self.register, 1)
 
-    def store(self) -> None:
-        """The results, from where R10 points."""
+    def store(self, batch: str = "out", source: int = R10) -> None:
+        """The matrices of the lanes, from where a register points."""
         asm, lanes = self.asm, self.asm.lanes
-        self._pointers("out")
-        asm.set(RDX, R10)
+        self._pointers(batch)
+        asm.set(RDX, source)
         rows, spare = list(range(lanes)), list(range(lanes, lanes + 4))
         for length in self._pieces():
             for e in range(length):
@@ -254,6 +260,10 @@ class Lanes:
             asm.jump(loop, "unequal")
         if rest:
             yield rest
+
+    def all_lanes(self, x: float) -> Constant:
+        """A number in every lane."""
+        return self.asm.data(struct.pack("d" if self.shape.double else "f", x) * self.asm.lanes)
 
     # --- products -----------------------------------------------------------------------------------------------------
 

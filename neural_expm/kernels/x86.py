@@ -58,6 +58,7 @@ class _Operation:
 _MULTIPLY = _Operation(0x59, 1, (0, 1))
 _ADD = _Operation(0x58, 1, (0, 1))
 _ROOT = _Operation(0x51, 1, (0, 1))
+_SMALLER, _LARGER = _Operation(0x5D, 1, (0, 1)), _Operation(0x5F, 1, (0, 1))
 _FMA, _FNMA = _Operation(0xB8, 2, (1, 1)), _Operation(0xBC, 2, (1, 1))
 _PERMUTE_TWO = _Operation(0x7F, 2, (1, 1))
 _LOAD, _STORE = _Operation(0x10, 1, (0, 0)), _Operation(0x11, 1, (0, 0))  # vmovups
@@ -172,6 +173,14 @@ class Assembler:
     def root(self, to: Vector, a: Source) -> None:
         """To ← √a: vsqrt."""
         self._vector(_ROOT, to, 0, a, self.double)
+
+    def smaller(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← the lesser of a and b, or b where one of them is NaN: vmin."""
+        self._vector(_SMALLER, to, a, b, self.double)
+
+    def larger(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← the greater of a and b, or b where one of them is NaN: vmax."""
+        self._vector(_LARGER, to, a, b, self.double)
 
     def multiply_add(self, to: Vector, a: Vector, b: Source) -> None:
         """To ← to + a · b, rounded once: vfmadd231."""

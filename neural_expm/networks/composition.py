@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
-from ..kernels import compiled, triton_route
-from ..kernels.compiled_composition import Passes
+from ..kernels import assembled, compiled, triton_route
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
+from ..kernels.composition_kernel import Kind, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.rules import StageRules
@@ -35,8 +35,6 @@ from .exponential import Trusted
 from .outcome import Outcome
 from .pretrained import Pretrained
 
-# The stages of a pass, their R_t where the spectrum may be complex, and the scale that the first stage wants.
-Kind = tuple[list[Stage], list[float] | None, float]
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·max(1, ‖X‖²), X scaled: rounding alone leaves about one.
 ACCEPTED = 16.0
@@ -165,8 +163,8 @@ class _Composition(Pretrained, nn.Module):
         out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (answered := self._run_triton(A, out)) is not None:
             outcome, failed = answered
-        elif (kernel := compiled.find(A, self.function)) is not None:
-            outcome, failed = self._run_compiled(kernel, A, trust, out)
+        elif (kernel := _native(A, self.function)) is not None:
+            outcome, failed = self._run_native(kernel, A, trust, out)
         else:
             outcome, failed = self._run_eager(A, trust, out)
         if failed is not None and not trust and bool(failed.any()):
@@ -183,7 +181,7 @@ class _Composition(Pretrained, nn.Module):
         return (ACCEPTED * A.shape[-1] * eps * size.clamp_min(1.0)).clamp_max(LARGEST_RESIDUAL)
 
     def _passes(self) -> Passes:
-        """The stages for the compiled kernels, made anew after weights were loaded."""
+        """The stages for the native kernels, made anew after weights were loaded."""
         general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
         if self._native is None or self._native[0] != (general, hermitian):
             self._native = (general, hermitian), Passes(general, hermitian, self.config["passes"])
@@ -199,9 +197,7 @@ class _Composition(Pretrained, nn.Module):
         outcome = Outcome(scale, passes.long(), hermitian, residual, self._products(), "triton")
         return outcome, ~accepted
 
-    def _run_compiled(
-        self, kernel: Any, A: Tensor, trust: bool, out: Tensor
-    ) -> tuple[Outcome, Tensor | None]:
+    def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor) -> tuple[Outcome, Tensor | None]:
         accepted = ACCEPTED * A.shape[-1] * torch.finfo(A.dtype).eps
         record = kernel.value(A, self._passes(), accepted, LARGEST_RESIDUAL, trust, out)
         outcome = Outcome(
@@ -286,7 +282,7 @@ class _Composition(Pretrained, nn.Module):
             return out
         outcome = outcome or self.outcome(A, trust=True)
         taken = outcome.computed()
-        kernel = compiled.find(A, self.function)
+        kernel = _native(A, self.function)
         if kernel is not None and compiled.readable(E):
             kernel.frechet(A, E, self._passes(), outcome.hermitian, taken, outcome.scale, out)
             return out
@@ -322,6 +318,11 @@ class _Composition(Pretrained, nn.Module):
             program = CompositionProgram(self.function, stages, scale, passes)
             self._program = triton_route.Traced(self, program)
         return self._program
+
+
+def _native(A: Tensor, function: str) -> Any:
+    """The compiled kernel, else the assembled one, else None."""
+    return compiled.find(A, function) or assembled.find(A, function)
 
 
 def _spectral_bound(A: Tensor) -> Tensor:

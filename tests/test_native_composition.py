@@ -1,4 +1,6 @@
-"""Compiled sign and square root: the eager kernel's answers and reports, and no more certificates than it gives."""
+"""Native sign and square root, compiled and assembled: the answers and reports of the eager kernel, and no more
+certificates than it gives.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ from pathlib import Path
 import cases
 import pytest
 import torch
+from assembled_cases import WIDTHS, before_a_wall
 
 import neural_expm
 from neural_expm import exact, refused
 from neural_expm.functions import _shipped
-from neural_expm.kernels import compiled, toolchain
+from neural_expm.kernels import assembled, assembled_kernel, compiled, toolchain
 from neural_expm.training import data
 
 # What the tests compile: sizes that fill no register, both fields and both precisions.
@@ -25,9 +28,14 @@ KERNELS = [
 # Relative error, in roundings: some thirty products, and a condition number of up to a hundred.
 ROUNDINGS = 2000
 
-pytestmark = pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     not any(toolchain.shutil.which(name) for name in toolchain.COMPILERS), reason="no C++ compiler"
 )
+# How a native kernel is had; machine code for every width of registers that this processor has.
+NATIVE = [
+    pytest.param("compiled", marks=needs_compiler),
+    *(pytest.param(f"assembled {'AVX-512' if wide else 'AVX2'}") for wide in WIDTHS),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +51,30 @@ def libraries(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def kernels(libraries, monkeypatch):
-    """Switches between the compiled and the eager kernel, as in a new process."""
+def switch(request, monkeypatch):
+    """Switches to a kernel of NATIVE or the eager one, as in a new process."""
 
-    def switch(name: str) -> None:
+    def to(name: str) -> None:
+        if name == "compiled":
+            monkeypatch.setenv("NEURAL_EXPM_KERNEL_CACHE", str(request.getfixturevalue("libraries")))
         monkeypatch.setenv("NEURAL_EXPM_COMPILE", "auto" if name == "compiled" else "0")
+        monkeypatch.setenv("NEURAL_EXPM_ASSEMBLE", str(int(name.startswith("assembled"))))
+        monkeypatch.setattr(assembled_kernel, "wide", lambda: "512" in name)
+        if (memory := assembled_kernel._workspace.memory) is not None:
+            memory.fill_(255)  # NaN: nothing is read before it is written
         compiled.forget()
+        assembled.forget()
 
-    monkeypatch.setenv("NEURAL_EXPM_KERNEL_CACHE", str(libraries))
-    switch("compiled")
-    yield switch
+    yield to
     compiled.forget()
+    assembled.forget()
+
+
+@pytest.fixture(params=NATIVE)
+def native(request, switch):
+    """The name of a native kernel, which now answers."""
+    switch(request.param)
+    return request.param.split()[0]
 
 
 def network(kind: str, dtype: torch.dtype):
@@ -90,14 +111,14 @@ def gradient_error(X: torch.Tensor, truth: torch.Tensor, G: torch.Tensor) -> flo
 
 @pytest.mark.parametrize(("kind", "n", "dtype"), KERNELS)
 @pytest.mark.parametrize("count", [1, 2, 17, 300])
-def test_values_records_and_derivatives_are_those_of_the_eager_kernel(kernels, kind, n, dtype, count):
+def test_values_records_and_derivatives_are_those_of_the_eager_kernel(native, switch, kind, n, dtype, count):
     net, A = network(kind, dtype), matrices(kind, count, n, dtype)
     E = torch.randn(A.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     value, outcome = net.run(A)
     derivative = net.run_frechet(A, E, outcome)
-    kernels("eager")
+    switch("eager")
     expected, eager = net.run(A)
-    assert (outcome.kernel, eager.kernel) == ("compiled", "eager")
+    assert (outcome.kernel, eager.kernel) == (native, "eager")
     inside = eager.computed() > 0
     assert torch.equal(outcome.computed() > 0, inside)
     assert torch.equal(outcome.hermitian, eager.hermitian)
@@ -117,7 +138,7 @@ def test_values_records_and_derivatives_are_those_of_the_eager_kernel(kernels, k
 
 
 @pytest.mark.parametrize(("kind", "n", "dtype"), KERNELS)
-def test_values_and_gradients_are_true(kernels, kind, n, dtype):
+def test_values_and_gradients_are_true(native, kind, n, dtype):
     A = matrices(kind, 100, n, dtype)
     A = A[network(kind, dtype).run(A)[1].computed() > 0]
     G = torch.randn(A.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
@@ -126,7 +147,7 @@ def test_values_and_gradients_are_true(kernels, kind, n, dtype):
     assert not bool(undefined.any())
     leaf = A.clone().requires_grad_()
     value, report = getattr(neural_expm, kind)(leaf, return_report=True)
-    assert report.kernel == "compiled"
+    assert report.kernel == native
     assert bool(report.inside.all())
     assert error(value.detach(), expected) < ROUNDINGS
     (gradient,) = torch.autograd.grad(value, leaf, G)
@@ -135,7 +156,7 @@ def test_values_and_gradients_are_true(kernels, kind, n, dtype):
 
 
 @pytest.mark.parametrize(("kind", "n", "dtype"), KERNELS)
-def test_a_result_depends_on_nothing_but_its_matrix(kernels, kind, n, dtype):
+def test_a_result_depends_on_nothing_but_its_matrix(native, kind, n, dtype):
     net, A = network(kind, dtype), matrices(kind, 61, n, dtype)
     value, outcome = net.run(A)
     inside = outcome.computed() > 0
@@ -158,15 +179,16 @@ def test_a_result_depends_on_nothing_but_its_matrix(kernels, kind, n, dtype):
 
 @pytest.mark.parametrize(("kind", "n", "dtype"), KERNELS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_a_bad_matrix_is_named_and_no_row_but_its_own_is_touched(kernels, kind, n, dtype, bad):
+def test_a_bad_matrix_is_named_and_no_row_but_its_own_is_touched(native, kind, n, dtype, bad):
     net, A = network(kind, dtype), matrices(kind, 50, n, dtype)
     good, before = net.run(A)
     A[31, 1, 2] = bad
-    kernel = compiled.find(A, kind)
-    out = torch.full_like(A, -7.0)
-    record = kernel.value(A, net._passes(), 1e-6, 1e-3, False, out)
-    assert bool(record.failed[31])
-    assert bool((out[record.failed] == -7.0).all())
+    if native == "compiled":
+        kernel = compiled.find(A, kind)
+        out = torch.full_like(A, -7.0)
+        record = kernel.value(A, net._passes(), 1e-6, 1e-3, False, out)
+        assert bool(record.failed[31])
+        assert bool((out[record.failed] == -7.0).all())
     value, outcome = net.run(A)
     others = (before.computed() > 0) & (torch.arange(50) != 31)
     assert torch.equal(value[others], good[others])
@@ -180,7 +202,7 @@ def test_a_bad_matrix_is_named_and_no_row_but_its_own_is_touched(kernels, kind, 
 
 
 @pytest.mark.parametrize("kind", ["sign", "sqrtm"])
-def test_no_certificate_that_the_mathematics_forbids(kernels, kind):
+def test_no_certificate_that_the_mathematics_forbids(native, kind):
     """Rotations have a pair of eigenvalues at any angle: near the forbidden line refused, never answered wrongly."""
     dtype = torch.float64 if kind == "sign" else torch.float32
     angle = torch.deg2rad(torch.arange(0.0, 180.0, 0.25, dtype=torch.float64))
@@ -194,19 +216,22 @@ def test_no_certificate_that_the_mathematics_forbids(kernels, kind):
     assert float((value[inside] - expected).abs().max()) < 1e-5
 
 
-def test_without_a_compiler_the_eager_kernel_answers(kernels, monkeypatch, tmp_path):
+def test_without_a_compiler_another_kernel_answers(switch, monkeypatch, tmp_path):
+    switch("assembled AVX-512" if True in WIDTHS else "assembled AVX2" if WIDTHS else "eager")
     monkeypatch.setenv("NEURAL_EXPM_KERNEL_CACHE", str(tmp_path))
     monkeypatch.setenv("NEURAL_EXPM_COMPILE", "1")
     monkeypatch.setenv("CXX", "no-such-compiler")
     A = matrices("sign", 9, 3, torch.float64)[::3]
     value, report = neural_expm.sign(A, return_report=True)
-    assert report.kernel == "eager"
+    assert report.kernel == ("assembled" if WIDTHS else "eager")
     assert error(value, exact.sign(A)[0]) < ROUNDINGS
     assert compiled.state()["sign", 3, torch.float64] == "failed"
 
 
-def test_a_wrong_library_is_refused(kernels, monkeypatch):
-    monkeypatch.setattr(compiled.KINDS["sign"], "discrepancy", lambda kernel: 1e-3)
+@pytest.mark.parametrize("module", [pytest.param(compiled, marks=needs_compiler), assembled])
+def test_a_wrong_kernel_is_refused(switch, monkeypatch, module):
+    switch("compiled" if module is compiled else "assembled")
+    monkeypatch.setattr(module.KINDS["sign"], "discrepancy", lambda kernel: 1e-3)
     _, report = neural_expm.sign(matrices("sign", 9, 3, torch.float64)[::3], return_report=True)
     assert report.kernel == "eager"
 
@@ -214,9 +239,9 @@ def test_a_wrong_library_is_refused(kernels, monkeypatch):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["compiled", "eager"])
-def test_refused_matrices_and_their_gradients_are_true(kernels, name):
-    kernels(name)
+@pytest.mark.parametrize("name", [*NATIVE, "eager"])
+def test_refused_matrices_and_their_gradients_are_true(switch, name):
+    switch(name)
     A = data.sample("sign_general", 3, 200, torch.Generator().manual_seed(3), gap=0.1, condition=10.0)
     net = network("sign", torch.float64)
     rows = net.run(A)[1].computed() == 0
@@ -231,10 +256,10 @@ def test_refused_matrices_and_their_gradients_are_true(kernels, name):
     assert gradient_error(gradient, exact.sign_frechet(A.mH, G), G) < 50 * ROUNDINGS
 
 
-@pytest.mark.parametrize("name", ["compiled", "eager"])
-def test_rounding_cannot_carry_an_eigenvalue_over_the_axis(kernels, name):
+@pytest.mark.parametrize("name", [*NATIVE, "eager"])
+def test_rounding_cannot_carry_an_eigenvalue_over_the_axis(switch, name):
     """At ±i a Newton step leaves nothing but rounding, of either sign: such matrices must reach the exact algorithm."""
-    kernels(name)
+    switch(name)
     generator = torch.Generator().manual_seed(5)
     P = torch.randn(40, 3, 3, dtype=torch.float64, generator=generator)
     block = torch.zeros(40, 3, 3, dtype=torch.float64)
@@ -242,3 +267,16 @@ def test_rounding_cannot_carry_an_eigenvalue_over_the_axis(kernels, name):
     A = P @ block @ torch.linalg.inv(P)
     _, left = refused._attempt(network("sign", torch.float64), A, None)
     assert left.numel() == 40
+
+
+@pytest.mark.parametrize("name", [value for value in NATIVE if value.values[0] != "compiled"])
+@pytest.mark.parametrize(("kind", "n", "dtype"), KERNELS)
+def test_nothing_beyond_a_batch_is_touched(switch, name, kind, n, dtype):
+    """Otherwise the process ends here."""
+    switch(name)
+    A = before_a_wall(matrices(kind, 21, n, dtype))
+    E, out = before_a_wall(torch.ones_like(A)), before_a_wall(torch.zeros_like(A))
+    kernel, passes = assembled.find(A, kind), network(kind, dtype)._passes()
+    for B in (A, A.mT):
+        record = kernel.value(B, passes, 1e-6, 1e-3, False, out)
+        kernel.frechet(B, E, passes, record.hermitian, record.passes, before_a_wall(record.scale), out)

@@ -1,0 +1,71 @@
+"""What the assembled kernels have in common: one n and dtype, code for each way that matrices come, and its calls."""
+
+from __future__ import annotations
+
+import ctypes
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .assembled_lanes import Job, Lanes, Shape
+from .assembled_memory import Unavailable, Workspace, executable, wide
+from .calling import FUNCTION, Function, parallel, share
+
+# Relative error that the check of fresh code allows: a few hundred roundings.
+CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
+_workspace = Workspace()
+
+
+class AssembledKernel:
+    """Machine code for one n and dtype; tensors are on the CPU.
+
+    Raises:
+        Unavailable: see ``assembled_memory``; or the code computes wrongly.
+    """
+
+    name = "assembled"
+
+    def __init__(self, n: int, dtype: torch.dtype) -> None:
+        self.n, self.dtype, self.wide = n, dtype, wide()
+        self.lanes = (64 if self.wide else 32) // dtype.to_real().itemsize
+        self._programs: dict[tuple[Any, ...], tuple[Any, Function]] = {}
+        error = self.discrepancy()
+        if not error <= CHECK[dtype.to_real()]:
+            raise Unavailable(f"the assembled code is wrong (relative error {error:.1e})")
+
+    @abstractmethod
+    def discrepancy(self) -> float:
+        """Largest relative difference from the eager kernel, over a small batch with a fixed seed."""
+
+    def _program(
+        self,
+        make: Callable[[Shape], Lanes],
+        code: str,
+        members: int = 1,
+        transposed: bool = False,
+        conjugate: bool = False,
+    ) -> tuple[Any, Function]:
+        """The program for matrices that come so, and the function that its method ``code`` makes."""
+        key = code, members, transposed, conjugate
+        if key not in self._programs:
+            double, is_complex = self.dtype.to_real() is torch.float64, self.dtype.is_complex
+            program = make(Shape(self.n, double, is_complex, members, transposed, conjugate, self.wide))
+            self._programs[key] = program, FUNCTION(executable(getattr(program, code)()))
+        return self._programs[key]
+
+    def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int) -> None:
+        """Share ``count`` matrices of A, of so many multiply-adds each, among threads."""
+        job.parts, begins = share(count, self.lanes, work)
+        job.begins = ctypes.addressof(begins)
+        job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
+        job.workspace = _workspace.address(job.workspace_step * job.parts)
+        parallel(function, job, job.parts)
+
+
+def by_rows(A: Tensor) -> Tensor:
+    """A with each matrix contiguous; a copy where it is not."""
+    n = A.shape[-1]
+    return A if A.stride()[1:] == (n, 1) else A.contiguous()
