@@ -20,7 +20,7 @@ from .kernels.calling import readable
 from .route import Route
 
 if TYPE_CHECKING:
-    from .networks.at_once import Assembled, Compiled
+    from .kernels.exponential_kernel import ExponentialKernel, Rungs
     from .networks.exponential import EquivariantExponential
 
 # Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
@@ -50,26 +50,29 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
     if real is None or len(shape) < 2 or shape[-1] != shape[-2]:
         return None
     network, flat = default(real), A if len(shape) == 3 else A.reshape(-1, *shape[-2:])
-    if (found := network.at_once(flat, real)) is None:
+    if (kernel := network.at_once(flat)) is None:
         return None
+    rungs = network.rungs(real)
     if A.requires_grad and torch.is_grad_enabled():
-        return matrix_function(A, _AtOnce(network, found))
-    result = found.value(flat, differentiable=False)
+        return matrix_function(A, _AtOnce(network, kernel, rungs))
+    result = kernel.value_at_once(flat, rungs)
     return result if result is None or len(shape) == 3 else result.reshape(shape)
 
 
 class _AtOnce:
     """Evaluator (see ``differentiation.py``) of a batch that one call of a kernel serves; of any other, the route."""
 
-    def __init__(self, network: EquivariantExponential, found: Compiled | Assembled) -> None:
-        self.network, self.found = network, found
+    def __init__(self, network: EquivariantExponential, kernel: ExponentialKernel, rungs: Rungs) -> None:
+        self.network, self.kernel, self.rungs = network, kernel, rungs
         self.route: Route | None = None
+        self.level: Tensor | None = None
 
     def renewed(self) -> Route:
         return Route("expm", self.network, "exact")
 
     def value(self, A: Tensor) -> Tensor:
-        result = self.found.value(_flat(A), differentiable=True)
+        self.level = torch.empty(A.shape[:-2], dtype=torch.uint8)
+        result = self.kernel.value_at_once(_flat(A), self.rungs, self.level)
         if result is not None:
             return result if A.ndim == 3 else result.reshape(A.shape)
         self.route = self.renewed()
@@ -79,10 +82,11 @@ class _AtOnce:
         """L(A, E), shape (*, n, n), for the matrices that :meth:`value` saw or for their adjoints."""
         if self.route is not None:
             return self.route.frechet(A, E)
-        if not readable(E):
+        if self.level is None or not readable(E):
             return self.renewed().frechet(A, E)
-        result = self.found.frechet(_flat(A), _flat(E))
-        return result if A.ndim == 3 else result.reshape(A.shape)
+        out = torch.empty(A.shape, dtype=A.dtype)
+        self.kernel.frechet(_flat(A), _flat(E), self.rungs, self.level, _flat(out))
+        return out
 
 
 def _flat(A: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ from assembled_cases import DTYPES, WIDTHS, before_a_wall, needs_code
 
 import neural_expm
 from neural_expm import kernels
+from neural_expm.domain import Reason, norm_bound
 from neural_expm.kernels import (
     assembled,
-    assembled_exponential,
     assembled_kernel,
     assembled_memory,
     eager,
 )
 from neural_expm.kernels.assembled_exponential_code import Program
+from neural_expm.kernels.exponential_kernel import Rungs
 from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, Assembler, Memory
 
 SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20, 32]
@@ -41,11 +42,24 @@ def matrices(count: int, n: int, dtype: torch.dtype, seed: int = 0) -> torch.Ten
     return A * norms[torch.randperm(count, generator=cases.generator(seed + 1)), None, None]
 
 
-def network(dtype: torch.dtype, products: int = 4) -> tuple[list[torch.Tensor], float, int]:
-    """Arbitrary weights: whatever they are, kernels compute the same polynomial."""
-    g = cases.generator(products)
-    heads = [torch.rand(2, h, dtype=dtype.to_real(), generator=g) / h for h in range(2, products + 1)]
-    return [*heads, torch.rand(1, products + 1, dtype=dtype.to_real(), generator=g)], 0.7, 2
+def rungs(dtype: torch.dtype) -> tuple[Rungs, list[list[torch.Tensor]]]:
+    """Arbitrary weights, and them as the eager kernel takes them: whatever they are, kernels compute the same."""
+    g, real, packed, networks = cases.generator(5), dtype.to_real(), [], []
+    for products, squarings in ((1, 0), (3, 0), (4, 2)):
+        weights = [torch.rand(2, h, dtype=real, generator=g) / h for h in range(2, products + 1)]
+        packed.append([*weights, torch.rand(1, products + 1, dtype=real, generator=g)])
+        networks.append((torch.cat([w.reshape(-1) for w in packed[-1]]), 0.7, squarings))
+    radii = torch.tensor([0.5, 1.0, 2.0], dtype=real)
+    return Rungs(radii, radii, 1.0, networks, derivative_level=1), packed
+
+
+def expected_for(rungs, packed, A, E, level) -> torch.Tensor:
+    """By the eager kernel, NaN for those outside."""
+    out = torch.full_like(A, torch.nan)
+    for at, (_, identity, squarings) in enumerate(rungs.networks):
+        rows = torch.nonzero(level == at)[:, 0]
+        eager.exponential(A, E, packed[at], identity, squarings, out, rows)
+    return out
 
 
 # --- against the eager kernel -----------------------------------------------------------------------------------------
@@ -58,28 +72,45 @@ def network(dtype: torch.dtype, products: int = 4) -> tuple[list[torch.Tensor], 
 def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
     monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
     kernel = assembled.Kernel(n, dtype)
-    lanes = (64 if wide else 32) // dtype.to_real().itemsize
-    for count in (1, lanes - 1, lanes, lanes + 1, 3 * lanes + 2):
-        A, E = (torch.randn(count + 4, n, n, dtype=dtype, generator=cases.generator(i)) / n for i in (0, 1))
-        rows = torch.randperm(count + 4, generator=cases.generator(2))[:count].sort().values
-        others = torch.ones(count + 4, dtype=torch.bool).index_fill(0, rows, False)
-        for B in (A, A.mT, A.mH):
-            for products in (1, 4):
-                for direction in (None, E):
-                    if products == 1 and direction is None:
-                        continue  # a square alone: the derivative has it too
-                    got, expected = (torch.full_like(A, torch.nan) for _ in range(2))
-                    if (memory := assembled_kernel._workspace.memory) is not None:
-                        memory.fill_(255)  # NaN in every precision: nothing is read before it is written
-                    kernel.exponential(B, direction, *network(dtype, products), got, rows)
-                    eager.exponential(B, direction, *network(dtype, products), expected, rows)
-                    assert bool(got[others].isnan().all()), "a matrix that was not asked for is left alone"
-                    torch.testing.assert_close(got[rows], expected[rows])
+    ladder, packed = rungs(dtype)
+    for count in (1, kernel.lanes - 1, kernel.lanes, kernel.lanes + 1, 3 * kernel.lanes + 2, 1100 // n):
+        A, E = (torch.randn(count, n, n, dtype=dtype, generator=cases.generator(i)) for i in (0, 1))
+        # Of every level, and some outside by either norm bound.
+        norms = torch.linspace(0.1, 3.0, count)[torch.randperm(count, generator=cases.generator(2))]
+        A *= (norms / torch.linalg.matrix_norm(A))[:, None, None]
+        bound, norm = norm_bound(A), torch.linalg.matrix_norm(A)
+        asked = torch.where(bound <= 2.0, torch.bucketize(norm, ladder.radii).clamp_max(2), 3)
+        for B in (A, A.mT, A.mH, A.conj()):
+            got = torch.full_like(A, torch.nan)
+            if (memory := assembled_kernel._workspace.memory) is not None:
+                memory.fill_(255)  # NaN in every precision: nothing is read before it is written
+            level, outside = kernel.value(B, ladder, False, got)
+            assert outside == bool((asked == 3).any())
+            assert bool((level >= asked).all()), "never less deep than asked for"
+            assert torch.equal(level == 3, asked == 3)
+            torch.testing.assert_close(got, expected_for(ladder, packed, B, None, level), equal_nan=True)
+            assert torch.equal(kernel.value(B, ladder, False, None)[0], level)
+            used = level.where(level == 3, level.clamp_min(1))
+            # Registers of a derivative fill up anew: with one rung for all of them the eager kernel does the same.
+            for same in (
+                torch.full_like(level, 2),
+                level.where(level == 3, torch.tensor(2, dtype=torch.uint8)),
+            ):
+                got = torch.full_like(A, torch.nan)
+                kernel.frechet(B, E, ladder, same, got)
+                torch.testing.assert_close(got, expected_for(ladder, packed, B, E, same), equal_nan=True)
+            got = torch.full_like(A, torch.nan)
+            kernel.frechet(B, E, ladder, torch.zeros_like(level), got)
+            torch.testing.assert_close(got, expected_for(ladder, packed, B, E, torch.ones_like(used)))
+        trusted, outside = kernel.value(A, ladder, True, torch.empty_like(A))
+        assert not outside
+        assert torch.equal(trusted, trusted.clamp_max(2))
 
 
 @needs_code
-def test_a_matrix_is_computed_alike_whatever_shares_its_batch(machine_code):
-    A = matrices(4000, 4, torch.float32).clamp(-0.3, 0.3)
+def test_at_the_same_depth_a_matrix_is_computed_alike_whatever_shares_its_batch(machine_code):
+    A = matrices(4000, 4, torch.float32)
+    A *= 1.5 / torch.linalg.matrix_norm(A)[:, None, None]
     before = torch.get_num_threads()
     try:
         together = []
@@ -103,26 +134,27 @@ def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
     A, E, out = (
         before_a_wall(torch.randn(21, n, n, dtype=dtype, generator=cases.generator(i)) / n) for i in range(3)
     )
+    ladder, _ = rungs(dtype)
     for B in (A, A.mT):
-        kernel.exponential(B, None, *network(dtype), out)
-        kernel.exponential(B, E, *network(dtype), out)
-        monkeypatch.setattr(assembled_exponential, "NORMS_FROM", 1)
-        torch.testing.assert_close(kernel.norms(B), torch.linalg.matrix_norm(B))
+        level, _ = kernel.value(B, ladder, True, out)
+        kernel.frechet(B, E, ladder, before_a_wall(level), out)
 
 
 @needs_code
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [2, 3, 5])
-@pytest.mark.parametrize("wide", WIDTHS)
-def test_norms(monkeypatch, wide, n, dtype):
-    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
-    kernel = assembled.Kernel(n, dtype)
-    count = assembled_exponential.NORMS_FROM // n**2 + 1
-    A = torch.randn(count, n, n, dtype=dtype, generator=cases.generator(n))
-    A[3, 0, 1], A[5, 1, 1], A[7] = torch.nan, torch.inf, 0
-    expected = torch.linalg.matrix_norm(A)
-    for B in (A, A.mT, A.conj(), torch.zeros(count, 2 * n, n, dtype=dtype)[:, ::2].copy_(A)):
-        torch.testing.assert_close(kernel.norms(B), expected, equal_nan=True)
+def test_levels_of_what_has_no_norm(machine_code, dtype):
+    """NaN, infinity and entries whose squares overflow are outside, and no matrix but their own is."""
+    A = matrices(300, 3, dtype).clamp(-0.2, 0.2) if not dtype.is_complex else matrices(300, 3, dtype) / 50
+    largest = torch.finfo(dtype.to_real()).max
+    A[3, 0, 1], A[50, 1, 1], A[51, 2, 2], A[299] = torch.nan, torch.inf, largest / 4, 0
+    value, report = neural_expm.expm(A, outside="nan", return_report=True)
+    outside = torch.zeros(300, dtype=torch.bool).index_fill(0, torch.tensor([3, 50, 51]), True)
+    assert report.kernel == "assembled"
+    assert torch.equal(~report.inside, outside)
+    assert torch.equal(value.isnan().flatten(1).all(1), outside)
+    expected = [Reason.NOT_FINITE, Reason.NOT_FINITE, Reason.NORM]
+    assert report.code[[3, 50, 51]].tolist() == expected
+    assert torch.equal(value[299], torch.eye(3, dtype=dtype))
 
 
 # --- through the public functions -------------------------------------------------------------------------------------
@@ -224,7 +256,8 @@ def test_threads_side_by_side(machine_code):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_after_fork(machine_code):
-    A = matrices(20_000, 3, torch.float32).clamp(-0.1, 0.1)
+    A = matrices(20_000, 3, torch.float32)
+    A /= torch.linalg.matrix_norm(A)[:, None, None]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     expected = neural_expm.expm(A)

@@ -130,8 +130,8 @@ class _Kernel(CompositionKernel, AssembledKernel):
             rows=rows.data_ptr(),
             last=rows.shape[0] - 1,
             weights=table.data_ptr(),
-            products=len(kind[0]) * number,
-            squarings=check,
+            stages=len(kind[0]) * number,
+            certified=check,
         )
 
     def _run(self, code: str, job: Job, A: Tensor, count: int, kind: Kind | None, number: int) -> None:
@@ -141,8 +141,8 @@ class _Kernel(CompositionKernel, AssembledKernel):
         make = partial(Program, coupled=self.coupled)
         program, function = self._program(make, code, members, transposed, A.is_conj())
         products = 1 if kind is None else (3 + self.coupled) * len(kind[0]) * number + 1
-        job.workspace_step = program.workspace()
-        self._call(function, job, A, count, products * (2 * members - 1) * self.n**3 * program.shape.parts**2)
+        work = products * (2 * members - 1) * self.n**3 * program.shape.parts**2
+        self._call(function, job, A, count, work, program.workspace())
 
     def _table(self, passes: Passes, kind: Kind, number: int) -> Tensor:
         """The stages of so many passes as the code reads them, each number in all lanes of a register."""

@@ -1,113 +1,107 @@
-"""The assembled exponential: weights as its code reads them, and the calls."""
+"""The assembled exponential: rungs as its code reads them, and the calls."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..domain import frobenius_norm
-from . import eager
-from .assembled_exponential_code import Program
+from ..domain import norm_bound
+from .assembled_exponential_code import MOST_RUNGS, NETWORK, Program
 from .assembled_kernel import AssembledKernel, by_rows
 from .assembled_lanes import Job
+from .exponential_kernel import ExponentialKernel, Rungs
 
-NORMS_FROM = 1 << 16  # entries of a batch from which on a program of our own finds norms faster than torch
-TABLES = 64  # tables of weights that a kernel keeps
-_NO_WEIGHTS: list[Tensor] = []
+# Products of a matrix, to judge how many threads a batch is worth.
+VALUE_PRODUCTS, FRECHET_PRODUCTS = 8, 24
 
 
-class Kernel(AssembledKernel):
-    """exp and its Fréchet derivative for one n and dtype; has the face of ``eager``."""
+class _Tables(NamedTuple):
+    """What the code reads, each number in all lanes of a register; the addresses, and what they point to."""
 
-    def __init__(self, n: int, dtype: torch.dtype) -> None:
-        self._tables: OrderedDict[tuple[int, int], tuple[list[Tensor], Tensor]] = OrderedDict()
-        super().__init__(n, dtype)
+    radii: int
+    networks: int
+    kept: tuple[Tensor, list[Tensor], ctypes.Array[ctypes.c_int64]]
 
-    def exponential(
-        self,
-        A: Tensor,
-        E: Tensor | None,
-        weights: list[Tensor],
-        identity: float,
-        squarings: int,
-        out: Tensor,
-        rows: Tensor | None = None,
-    ) -> None:
-        """As ``eager.exponential``."""
-        n, count = self.n, A.shape[0] if rows is None else rows.shape[0]
-        if not count:
-            return
+
+class Kernel(ExponentialKernel, AssembledKernel):
+    """exp and its Fréchet derivative for one n and dtype."""
+
+    def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
+        """As :meth:`ExponentialKernel.value`."""
+        level = torch.empty(A.shape[0], dtype=torch.uint8)
+        outside = self._run(A, None, rungs, trust, level, out)
+        return level, outside and self._outside(A, rungs, level, out)
+
+    def _outside(self, A: Tensor, rungs: Rungs, level: Tensor, out: Tensor | None) -> bool:
+        """Give the last rung to those whose sharper norm bound it reaches; whether any are left."""
+        rows = torch.nonzero(level == len(rungs))[:, 0]
+        inside = norm_bound(A[rows]) <= rungs.radii[-1]
+        reached = rows[inside]
+        if reached.numel():
+            found = torch.empty(reached.shape[0], self.n, self.n, dtype=self.dtype)
+            self._run(A[reached], None, rungs, True, None, found)
+            level[reached] = len(rungs) - 1
+            if out is not None:
+                out[reached] = found
+        return not bool(inside.all())
+
+    def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
+        """As :meth:`ExponentialKernel.value_at_once`."""
+        out = torch.empty_like(A)
+        return None if self._run(A, None, rungs, False, level, out) else out
+
+    def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
+        """As :meth:`ExponentialKernel.frechet`."""
+        self._run(A, by_rows(E.resolve_conj()), rungs, False, level, out)
+
+    def _run(
+        self, A: Tensor, E: Tensor | None, rungs: Rungs, trust: bool, level: Tensor | None, out: Tensor | None
+    ) -> bool:
+        """Call the code; whether it found a matrix that no rung serves."""
+        n, count = self.n, A.shape[0]
         transposed = A.stride()[1:] == (1, n)
         A = A if transposed else by_rows(A)
-        members, products = (1 if E is None else 2), len(weights)
+        members, products = (1, VALUE_PRODUCTS) if E is None else (2, FRECHET_PRODUCTS)
         program, function = self._program(Program, "code", members, transposed, A.is_conj())
-        work = (products + squarings) * (2 * members - 1) * n**3 * program.shape.parts**2
-        # Held until the call is over: another thread may put its own in the place of what a job only points to.
-        table = self._table(weights, identity, squarings)
+        tables, number = self._tables(rungs), len(rungs)
         job = Job(
-            out=out.data_ptr(),
-            out_step=n * n * A.element_size(),
-            rows=0 if rows is None else rows.data_ptr(),
-            last=count - 1,
-            workspace_step=program.workspace(products),
-            weights=table.data_ptr(),
-            products=products,
-            squarings=squarings,
+            radii=tables.radii,
+            networks=tables.networks,
+            rungs=number,
+            reached=number - trust,
+            least=rungs.derivative_level,
+            levels=0 if level is None else level.data_ptr(),
+            out=0 if out is None else out.data_ptr(),
+            out_step=program.matrix,
         )
         if E is not None:
-            E = by_rows(E.resolve_conj())
-            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * A.element_size()
-        self._call(function, job, A, count, work)
+            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()
+        work = products * n**3 * program.shape.parts**2
+        self._call(function, job, A, count, work, program.workspace(rungs.deepest))
+        return job.outside != 0
 
-    def largest_norm(self, A: Tensor) -> float:
-        """Of contiguous A, shape (batch, n, n), the largest ‖A‖_F; infinite where squares of entries are, or NaN."""
-        if A.shape[0] == 1:
-            return float(torch.linalg.vector_norm(A))
-        return float(torch.linalg.vector_norm(A.flatten(-2), dim=-1).amax())
+    def _tables(self, rungs: Rungs) -> _Tables:
+        key = "assembled", self.lanes
+        tables = rungs.kept.get(key)
+        if tables is None:
+            assert len(rungs) <= MOST_RUNGS
+            one = rungs.radii.new_tensor([1.0, -1.0])
+            radii = self._in_all_lanes(torch.cat([one, rungs.radii]))
+            weights, numbers = [], []
+            for products, (flat, identity, squarings) in zip(rungs.products, rungs.networks, strict=True):
+                scale = 2.0**-squarings
+                weights.append(
+                    self._in_all_lanes(torch.cat([flat.new_tensor([scale, -scale, identity]), flat]))
+                )
+                numbers += [weights[-1].data_ptr(), products, squarings]
+            assert len(numbers) == NETWORK * len(rungs)
+            networks = (ctypes.c_int64 * len(numbers))(*numbers)
+            tables = _Tables(radii.data_ptr(), ctypes.addressof(networks), (radii, weights, networks))
+            rungs.kept[key] = tables
+        return tables
 
-    def norms(self, A: Tensor) -> Tensor:
-        """‖A‖_F, shape (batch), real; infinite where squares of entries are, NaN where A has NaN."""
-        count = A.shape[0]
-        if A.numel() < NORMS_FROM:
-            return frobenius_norm(A)
-        A = A if A.stride()[1:] == (1, self.n) else by_rows(A)  # a transpose has the same norm
-        program, function = self._program(Program, "norms")
-        norms = torch.empty(-(-count // self.lanes) * self.lanes, dtype=self.dtype.to_real())
-        one = self._table(_NO_WEIGHTS, 0.0, 0)
-        job = Job(
-            out=norms.data_ptr(), last=count - 1, workspace_step=program.workspace(0), weights=one.data_ptr()
-        )
-        self._call(function, job, A, count, 4 * self.n**2)
-        return norms[:count]
-
-    def _table(self, weights: list[Tensor], identity: float, squarings: int) -> Tensor:
-        """The weights as the program reads them, each in all lanes of a register."""
-        known = self._tables.get((id(weights), squarings))
-        if known is None:
-            scale = 2.0**-squarings
-            head = torch.tensor([scale, -scale, identity], dtype=self.dtype.to_real())
-            table = torch.cat([head, *(w.reshape(-1) for w in weights)])[:, None].repeat(1, self.lanes)
-            # The list is kept alive, so that its id names no other one.
-            self._tables[id(weights), squarings] = known = weights, table
-            if len(self._tables) > TABLES:
-                self._tables.popitem(last=False)
-        return known[1]
-
-    def discrepancy(self) -> float:
-        """Largest relative difference from the eager kernel, over a small batch with a fixed seed."""
-        n, real = self.n, self.dtype.to_real()
-        generator = torch.Generator().manual_seed(n)
-        A, E = torch.randn(2, 19, n, n, dtype=self.dtype, generator=generator) / n
-        weights = [torch.rand(k, h, dtype=real, generator=generator) for k, h in ((2, 2), (2, 3), (1, 4))]
-        rows = torch.arange(A.shape[0]).flip(0)
-        worst = 0.0
-        for X, direction in ((A, None), (A.mH, E)):
-            got, expected = torch.zeros_like(A), torch.zeros_like(A)
-            self.exponential(X, direction, weights, -0.5, 2, got, rows)
-            eager.exponential(X, direction, weights, -0.5, 2, expected)
-            worst = max(worst, float((got - expected).abs().max() / expected.abs().max()))
-        many = A.repeat(-(-NORMS_FROM // A.numel()), 1, 1)
-        norms = frobenius_norm(many)
-        return max(worst, float(((self.norms(many) - norms) / norms).abs().max()))
+    def _in_all_lanes(self, numbers: Tensor) -> Tensor:
+        return numbers[:, None].repeat(1, self.lanes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .assembled_lanes import Job, Lanes, Shape
 from .assembled_memory import Unavailable, Workspace, executable, wide
-from .calling import FUNCTION, Function, parallel, share
+from .calling import FUNCTION, Function, parallel, share, threads_for
 
 # Relative error that the check of fresh code allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
@@ -50,19 +50,23 @@ class AssembledKernel:
     ) -> tuple[Any, Function]:
         """The program for matrices that come so, and the function that its method ``code`` makes."""
         key = code, members, transposed, conjugate
-        if key not in self._programs:
+        known = self._programs.get(key)
+        if known is None:
             double, is_complex = self.dtype.to_real() is torch.float64, self.dtype.is_complex
             program = make(Shape(self.n, double, is_complex, members, transposed, conjugate, self.wide))
-            self._programs[key] = program, FUNCTION(executable(getattr(program, code)()))
-        return self._programs[key]
+            self._programs[key] = known = program, FUNCTION(executable(getattr(program, code)()))
+        return known
 
-    def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int) -> None:
-        """Share ``count`` matrices of A, of so many multiply-adds each, among threads."""
-        job.parts, begins = share(count, self.lanes, work)
-        job.begins = ctypes.addressof(begins)
+    def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int, workspace: int) -> None:
+        """Share ``count`` matrices of A, of so many multiply-adds and bytes of workspace each, among threads."""
+        parts, begins = 1, None
+        if (threads := threads_for(count * work)) > 1:
+            parts, begins = share(count, self.lanes, threads)
+        job.parts, job.end = parts, count
+        job.begins = ctypes.addressof(begins) if begins else ctypes.addressof(job) + Job.first.offset
         job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
-        job.workspace = _workspace.address(job.workspace_step * job.parts)
-        parallel(function, job, job.parts)
+        job.workspace, job.workspace_step = _workspace.address(workspace * parts), workspace
+        parallel(function, job, parts)
 
 
 def by_rows(A: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Job(ctypes.Structure):
     Attributes:
         ticket: parts begun so far: a thread takes the next one until there are no more.
         parts, begins: of the batch, how many; address of the first matrix of each and the end of the last one.
+        first, end: the same for a single part.
         matrices, matrices_step: address; bytes from one to the next.
         directions, directions_step: likewise, of a derivative.
         out, out_step: likewise.
@@ -32,9 +33,14 @@ class Job(ctypes.Structure):
         rows: address of the int64 indices of the matrices; null for all.
         last: where the last matrix is among them.
         workspace, workspace_step: address, on the boundary of a register; bytes of a part.
-        weights: address of 2^−s, −2^−s, the read-out of I and ``EquivariantTransformer.packed``, each in all lanes of a
-            register.
-        products, squarings: of the network; or how many stages, and whether their certificates are wanted.
+        weights: address of the stages of a composition, each number in all lanes of a register.
+        stages, certified: of a composition, how many, and whether their certificates are wanted.
+        radii: address of 1, −1 and the radii of the rungs, each in all lanes of a register.
+        rungs, reached, least: how many rungs there are, how many radii are to be looked at, and the rung that
+            derivatives take at least.
+        networks: address of the ``NETWORK`` of each rung: address of its weights, its products and its squarings.
+        levels: address of the rung of each matrix, bytes; null where nobody wants them.
+        outside: becomes 1 where no rung serves a matrix.
         scales: address of the factors of the matrices; null to take them as they are.
         notes, notes_step: address of the first note of each matrix; bytes to the second ones.
     """
@@ -42,11 +48,12 @@ class Job(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            *("ticket", "parts", "begins"),
+            *("ticket", "parts", "begins", "first", "end"),
             *("matrices", "matrices_step", "directions", "directions_step", "out", "out_step"),
             *("companions", "companions_step"),
             *("rows", "last", "workspace", "workspace_step"),
-            *("weights", "products", "squarings"),
+            *("weights", "stages", "certified"),
+            *("radii", "rungs", "reached", "least", "networks", "levels", "outside"),
             *("scales", "notes", "notes_step"),
         )
     )
@@ -103,10 +110,10 @@ class Lanes:
         else:
             self.tile = (4, 4) if shape.wide else (2, 4)
 
-    def groups(self) -> Iterator[None]:
-        """A function that takes parts of a job and goes through the groups of each; R12 is the first matrix of one."""
+    def parts(self) -> Iterator[None]:
+        """A function that takes parts of a job; R12 is the first matrix of one."""
         asm = self.asm
-        part, group, done = (asm.name() for _ in range(3))
+        part, done = asm.name(), asm.name()
         asm.enter()
         asm.set(RBX, RDI)
         asm.label(part)
@@ -120,16 +127,25 @@ class Lanes:
         asm.get(RCX, AT["begins"])
         asm.get(R12, Memory(RCX, 0, index=RAX))
         asm.get(R13, Memory(RCX, 8, index=RAX))
-        asm.label(group)
-        asm.compare(R12, R13)
-        asm.jump(part, "at_least")
-        self._indices()
         yield
-        asm.plus_constant(R12, asm.lanes)
-        asm.jump(group)
+        asm.jump(part)
         asm.label(done)
         asm.leave_vectors()
         asm.leave()
+
+    def groups(self) -> Iterator[None]:
+        """A function that takes parts of a job and goes through the groups of each; R12 is the first matrix of one."""
+        asm = self.asm
+        for _ in self.parts():
+            group, done = asm.name(), asm.name()
+            asm.label(group)
+            asm.compare(R12, R13)
+            asm.jump(done, "at_least")
+            self._indices()
+            yield
+            asm.plus_constant(R12, asm.lanes)
+            asm.jump(group)
+            asm.label(done)
 
     # --- matrices in and out ------------------------------------------------------------------------------------------
 

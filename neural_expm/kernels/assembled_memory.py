@@ -63,10 +63,12 @@ class Workspace(threading.local):
     """Of one calling thread, reused; grows."""
 
     memory: Tensor | None = None
+    size = begin = 0
 
     def address(self, size: int) -> int:
         """Where ``size`` bytes begin, on the boundary of a register."""
-        if self.memory is None or self.memory.shape[0] < size + 64:
+        if self.size < size:
             with torch.inference_mode(False):
                 self.memory = torch.empty(size + 64, dtype=torch.uint8)
-        return -(-self.memory.data_ptr() // 64) * 64
+            self.size, self.begin = size, -(-self.memory.data_ptr() // 64) * 64
+        return self.begin

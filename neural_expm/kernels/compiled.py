@@ -21,9 +21,9 @@ from torch import Tensor
 
 from . import compiled_composition, toolchain
 from .calling import Library, readable
-from .compiled_exponential import Kernel, Rungs
+from .compiled_exponential import Kernel
 
-__all__ = ["KINDS", "Kernel", "Rungs", "find", "forget", "readable", "state"]
+__all__ = ["KINDS", "Kernel", "find", "forget", "readable", "ready", "state"]
 
 log = logging.getLogger("neural_expm")
 

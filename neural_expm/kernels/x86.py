@@ -59,6 +59,11 @@ _MULTIPLY = _Operation(0x59, 1, (0, 1))
 _ADD = _Operation(0x58, 1, (0, 1))
 _ROOT = _Operation(0x51, 1, (0, 1))
 _SMALLER, _LARGER = _Operation(0x5D, 1, (0, 1)), _Operation(0x5F, 1, (0, 1))
+_COMPARE = _Operation(0xC2, 1, (0, 1))
+# Integers as wide as the entries: add under a mask for AVX-512, subtract for AVX2.
+_ADD_INTEGERS = {False: _Operation(0xFE, 1, (1, 1)), True: _Operation(0xD4, 1, (1, 1))}
+_SUBTRACT_INTEGERS = {False: _Operation(0xFA, 1, (1, 1)), True: _Operation(0xFB, 1, (1, 1))}
+_NOT_AT_MOST = 0x16  # predicate of vcmp: greater, or NaN
 _FMA, _FNMA = _Operation(0xB8, 2, (1, 1)), _Operation(0xBC, 2, (1, 1))
 _PERMUTE_TWO = _Operation(0x7F, 2, (1, 1))
 _LOAD, _STORE = _Operation(0x10, 1, (0, 0)), _Operation(0x11, 1, (0, 0))  # vmovups
@@ -190,6 +195,20 @@ class Assembler:
         """To ← to − a · b, rounded once: vfnmadd231."""
         self._vector(_FNMA, to, a, b, self.double)
 
+    def count_above(self, counts: Vector, x: Vector, limit: Memory, one: Vector, spare: Vector) -> None:
+        """Counts ← counts + 1, integers as wide as the entries, where x > limit or one of them is NaN.
+
+        Args:
+            one: the integer 1 in every entry, for AVX-512.
+            spare: a register whose content AVX2 needs to overwrite.
+        """
+        self._vector(_COMPARE, _MASK if self.wide else spare, x, limit, self.double)
+        self.code.append(_NOT_AT_MOST)
+        if self.wide:
+            self._vector(_ADD_INTEGERS[self.double], counts, counts, one, self.double, _MASK)
+        else:
+            self._vector(_SUBTRACT_INTEGERS[self.double], counts, counts, spare, False)
+
     def permute_two(self, to: Vector, index: Vector, other: Vector) -> None:
         """To ← the entries of (to, other) that ``index`` names: vpermt2 (AVX-512)."""
         self._vector(_PERMUTE_TWO, to, index, other, self.double)
@@ -269,6 +288,14 @@ class Assembler:
     def put(self, to: Memory, source: int, bytes_: int = 8) -> None:
         """4 or 8 bytes of a register to memory: mov."""
         self._general((0x89,), source, to, bytes_ == 8)
+
+    def get_byte(self, to: int, source: Memory) -> None:
+        """A register from a byte of memory: movzx."""
+        self._general((0x0F, 0xB6), to, source)
+
+    def put_byte(self, to: Memory, source: int) -> None:
+        """The lowest byte of a register to memory: mov."""
+        self._general((0x88,), source, to)
 
     def set(self, to: int, source: int) -> None:
         """A register from another: mov."""

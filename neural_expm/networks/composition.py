@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
-from ..kernels import assembled, compiled, triton_route
+from ..kernels import native, triton_route
+from ..kernels.calling import readable
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.composition_kernel import Kind, Passes
 from ..kernels.eager import chunks, put, take
@@ -60,7 +61,7 @@ class _Composition(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self._program: triton_route.Traced | None = None
-        self._native: tuple[tuple[Kind, Kind], Passes] | None = None
+        self._passes_made: tuple[tuple[Kind, Kind], Passes] | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
@@ -163,7 +164,7 @@ class _Composition(Pretrained, nn.Module):
         out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (answered := self._run_triton(A, out)) is not None:
             outcome, failed = answered
-        elif (kernel := _native(A, self.function)) is not None:
+        elif (kernel := native.find(A, self.function)) is not None:
             outcome, failed = self._run_native(kernel, A, trust, out)
         else:
             outcome, failed = self._run_eager(A, trust, out)
@@ -183,9 +184,9 @@ class _Composition(Pretrained, nn.Module):
     def _passes(self) -> Passes:
         """The stages for the native kernels, made anew after weights were loaded."""
         general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
-        if self._native is None or self._native[0] != (general, hermitian):
-            self._native = (general, hermitian), Passes(general, hermitian, self.config["passes"])
-        return self._native[1]
+        if self._passes_made is None or self._passes_made[0] != (general, hermitian):
+            self._passes_made = (general, hermitian), Passes(general, hermitian, self.config["passes"])
+        return self._passes_made[1]
 
     def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
         """Without a word to the host."""
@@ -282,8 +283,8 @@ class _Composition(Pretrained, nn.Module):
             return out
         outcome = outcome or self.outcome(A, trust=True)
         taken = outcome.computed()
-        kernel = _native(A, self.function)
-        if kernel is not None and compiled.readable(E):
+        kernel = native.find(A, self.function)
+        if kernel is not None and readable(E):
             kernel.frechet(A, E, self._passes(), outcome.hermitian, taken, outcome.scale, out)
             return out
         for structure in (True, False):
@@ -318,11 +319,6 @@ class _Composition(Pretrained, nn.Module):
             program = CompositionProgram(self.function, stages, scale, passes)
             self._program = triton_route.Traced(self, program)
         return self._program
-
-
-def _native(A: Tensor, function: str) -> Any:
-    """The compiled kernel, else the assembled one, else None."""
-    return compiled.find(A, function) or assembled.find(A, function)
 
 
 def _spectral_bound(A: Tensor) -> Tensor:

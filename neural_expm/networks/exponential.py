@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
-from ..kernels import assembled, compiled, eager, triton_route
+from ..kernels import eager, native, triton_route
+from ..kernels.calling import readable
+from ..kernels.exponential_kernel import Rungs
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
-from .at_once import Assembled, Compiled
 from .equivariant import EquivariantTransformer
-from .ladder import ASSEMBLED, MAJORANT_RATIO, Ladder
+from .ladder import MAJORANT_RATIO, Ladder
 from .plan import Plan, TieredPlan, plan_for, reasons
 from .pretrained import Pretrained
 from .protocols import Network
@@ -51,7 +52,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         self.tiers = _module_list(EquivariantTransformer(tier["products"]) for tier in tiers)
         self._program: triton_route.Traced | None = None
         # What was made of the weights, and after how many times that weights were loaded.
-        self._native: dict[torch.dtype, tuple[int, compiled.Rungs]] = {}
+        self._rungs: dict[torch.dtype, tuple[int, Rungs]] = {}
         self._plain: dict[torch.dtype, tuple[int, LadderRules]] = {}
         self.ladder = Ladder(
             [(t["products"], t["radius"], t["majorant_radius"], t["epsilon"]) for t in tiers],
@@ -94,10 +95,9 @@ class EquivariantExponential(Pretrained, nn.Module):
         """What :meth:`run` would report; nothing is computed, except by the Triton kernel, which knows no half way."""
         if triton_route.find(A, self) is not None:
             return self.run(A, trust)[1]
-        kernel = compiled.find(A)
-        if kernel is not None:
-            return self._run_compiled(kernel, A, trust, None)
-        plan = self._plan(A, assembled.find(A), trust)
+        if (kernel := native.find(A, "expm")) is not None:
+            return self._run_native(kernel, A, trust, None)
+        plan = plan_for(A, self.ladder, trust)
         plan.squares = None
         return plan
 
@@ -112,51 +112,27 @@ class EquivariantExponential(Pretrained, nn.Module):
         out = torch.empty_like(A, memory_format=torch.contiguous_format)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
-        library = compiled.find(A)
-        if library is not None:
-            return out, self._run_compiled(library, A, trust, out)
-        kernel = assembled.find(A)
-        plan = self._plan(A, kernel, trust)
+        if (kernel := native.find(A, "expm")) is not None:
+            return out, self._run_native(kernel, A, trust, out)
+        plan = plan_for(A, self.ladder, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
-            network = tier.packed(A.dtype.to_real(), A.device), tier.identity, rung.squarings
-            if kernel is not None:
-                kernel.exponential(A, None, *network, out, rows)
-            else:
-                eager.exponential(A, None, *network, out, rows, plan.squares)
+            weights = tier.packed(A.dtype.to_real(), A.device)
+            eager.exponential(A, None, weights, tier.identity, rung.squarings, out, rows, plan.squares)
         plan.squares = None
         return out, plan
 
-    def at_once(self, A: Tensor, real: torch.dtype) -> Compiled | Assembled | None:
-        """What computes exp(A) without a plan, if a kernel is ready that does.
+    @staticmethod
+    def at_once(A: Tensor) -> Any:
+        """The kernel that computes exp(A) without a plan, if one is ready: A (batch, n, n), readable, on the CPU."""
+        return native.ready(A, "expm")
 
-        Args:
-            A: shape (batch, n, n), contiguous, readable, on the CPU.
-            real: the dtype of its real part.
-        """
-        library = compiled.ready("expm", A.shape[-1], A.dtype)
-        if library is not None:
-            return Compiled(library, self.native(real))
-        kernel = assembled.find(A)
-        if kernel is None or A.shape[0] > kernel.lanes:
-            return None
-        compiled.find(A)  # a call of this shape, which counts towards compiling it
-        return Assembled(kernel, self, real)
-
-    def _plan(self, A: Tensor, kernel: assembled.Kernel | None, trust: bool) -> Plan:
-        """For the assembled or the eager kernel."""
-        if kernel is None:
-            return plan_for(A, self.ladder, trust)
-        plan = plan_for(A, self.ladder, trust, kernel.norms(A), ASSEMBLED)
-        plan.kernel = kernel.name
-        return plan
-
-    def _run_compiled(self, kernel: compiled.Kernel, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
-        levels, outside = kernel.value(A, self.native(A.dtype.to_real()), trust, out)
+    def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
+        levels, outside = kernel.value(A, self.rungs(A.dtype.to_real()), trust, out)
         reason = reasons(A, levels, self.ladder) if outside else None
-        return Plan(None, levels, self.ladder, A.shape[0], A.device, reason, kernel="compiled")
+        return Plan(None, levels, self.ladder, A.shape[0], A.device, reason, kernel=kernel.name)
 
     def _run_triton(self, A: Tensor, trust: bool, out: Tensor) -> TieredPlan | None:
         """Under ``trust`` without a word to the host."""
@@ -176,9 +152,9 @@ class EquivariantExponential(Pretrained, nn.Module):
             None, levels, self.ladder, count, device, reason, kernel="triton", tiers=tiers, got=tuple(got)
         )
 
-    def native(self, dtype: torch.dtype) -> compiled.Rungs:
-        """The ladder as the compiled kernels read it, for a real dtype; made anew after weights were loaded."""
-        known, loads = self._native.get(dtype), EquivariantTransformer.loads
+    def rungs(self, dtype: torch.dtype) -> Rungs:
+        """The ladder for the native kernels, in a real dtype; made anew after weights were loaded."""
+        known, loads = self._rungs.get(dtype), EquivariantTransformer.loads
         if known is None or known[0] != loads:
             flat = [tier.flat(dtype) for tier in self.tiers]
             networks = [
@@ -189,8 +165,8 @@ class EquivariantExponential(Pretrained, nn.Module):
                 torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
             )
             floor = self.ladder.derivative_level
-            known = loads, compiled.Rungs(radii, majorants, MAJORANT_RATIO, networks, floor)
-            self._native[dtype] = known
+            known = loads, Rungs(radii, majorants, MAJORANT_RATIO, networks, floor)
+            self._rungs[dtype] = known
         return known[1]
 
     def rules(self, dtype: torch.dtype) -> LadderRules | None:
@@ -221,7 +197,6 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def run_frechet(self, A: Tensor, E: Tensor, plan: Plan | None) -> Tensor:
         """L(A, E) of the matrices inside; rows outside are left unset.  No plan: every matrix is trusted."""
-        rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         if A.shape[-1] == 1:
             return A.exp() * E
         out = torch.empty_like(A, memory_format=torch.contiguous_format)
@@ -229,16 +204,15 @@ class EquivariantExponential(Pretrained, nn.Module):
         if fused is not None and fused.frechet(A, E, out):
             return out
         plan = plan or self.outcome(A, trust=True)
-        library = compiled.find(A)
-        if library is not None and compiled.readable(E):
-            library.frechet(A, E, self.native(A.dtype.to_real()), plan.by_row(), out)
+        if readable(E) and (kernel := native.find(A, "expm")) is not None:
+            kernel.frechet(A, E, self.rungs(A.dtype.to_real()), plan.by_row(), out)
             return out
-        kernel = (assembled.find(A) if compiled.readable(E) else None) or eager
+        rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         for rung, rows in plan.by_group():
             rung = rungs[max(rungs.index(rung), floor)]
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            kernel.exponential(A, E, weights, tier.identity, rung.squarings, out, rows)
+            eager.exponential(A, E, weights, tier.identity, rung.squarings, out, rows)
         return out
 
     def program(self) -> triton_route.Traced:

@@ -11,36 +11,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Costs:
-    """Cost model of a kernel behind merging small groups, nanoseconds on a CPU; only the ratios matter.
-
-    Attributes:
-        group: of a group, whatever its size: its calls.
-        per_product, per_flop: of a product with the sums before it, per_product + per_flop · n³ a matrix.
-        per_gather, per_entry: of taking a matrix out of the batch and putting it back, per_gather + per_entry · n²,
-            unless the group is the whole batch.
-    """
-
-    group: float
-    per_product: float
-    per_flop: float
-    per_gather: float
-    per_entry: float
-
-    def product(self, n: int) -> float:
-        """Of a product, for one matrix."""
-        return self.per_product + self.per_flop * n**3
-
-    def gather(self, n: int) -> float:
-        """Of taking one matrix out and putting it back."""
-        return self.per_gather + self.per_entry * n**2
+# Cost model of the eager kernel behind merging small groups, nanoseconds on a CPU; only the ratios matter: of a group
+# whatever its size, its calls; for one matrix of a product with the sums before it, and of taking the matrix out of the
+# batch and putting it back, unless the group is the whole batch.
+GROUP_COST = 80_000.0
 
 
-EAGER = Costs(80_000.0, 6.0, 0.1, 10.0, 0.7)
-# Takes matrices where they lie; to find them takes a look at each.
-ASSEMBLED = Costs(20_000.0, 2.0, 0.03, 6.0, 0.0)
+def _product_cost(n: int) -> float:
+    return 6.0 + 0.1 * n**3
+
+
+def _gather_cost(n: int) -> float:
+    return 10.0 + 0.7 * n**2
 
 
 @dataclass(frozen=True)
@@ -150,7 +132,7 @@ class Ladder:
         radii = _tensor(tuple(self.majorant_radii), root.dtype, root.device)[:last, None]
         return (root <= radii) & (norm <= MAJORANT_RATIO * root)
 
-    def one_group(self, first: int, last: int, count: int, n: int, costs: Costs) -> bool:
+    def one_group(self, first: int, last: int, count: int, n: int) -> bool:
         """Whether ``count`` matrices of levels ``first`` to ``last`` are not worth telling apart (see :meth:`group`).
 
         False for a ``last`` beyond the rungs.
@@ -159,15 +141,15 @@ class Ladder:
             return True
         if last == len(self.rungs) or self.rungs[first].squarings < self.rungs[last].squarings - 1:
             return False
-        saved = (self.rungs[last].cost - self.rungs[first].cost) * costs.product(n)
-        return count * saved <= costs.group
+        saved = (self.rungs[last].cost - self.rungs[first].cost) * _product_cost(n)
+        return count * saved <= GROUP_COST
 
-    def cheaper_whole(self, rung: Rung, count: int, batch: int, n: int, costs: Costs) -> bool:
+    def cheaper_whole(self, rung: Rung, count: int, batch: int, n: int) -> bool:
         """Whether ``rung`` computes the rest of a batch in less time than ``count`` rows, the most, take to gather."""
         rest = batch - count
-        return rest < count and rest * rung.cost * costs.product(n) <= count * costs.gather(n)
+        return rest < count and rest * rung.cost * _product_cost(n) <= count * _gather_cost(n)
 
-    def group(self, counts: Sequence[int], n: int, costs: Costs) -> list[tuple[int, int]]:
+    def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
         A deeper tier may serve a smaller matrix, but no more than one squaring beyond its own.
@@ -178,7 +160,7 @@ class Ladder:
         Returns:
             (first, last) levels of each group, to be computed at the last one's rung.
         """
-        per_product, gather = costs.product(n), costs.gather(n)
+        per_product, gather = _product_cost(n), _gather_cost(n)
         used = [level for level, count in enumerate(counts) if count]
         if not used:
             return []
@@ -191,7 +173,7 @@ class Ladder:
                     continue  # each squaring too many costs a matrix half a digit
                 matrices = sum(counts[level] for level in used[j:k])
                 work = rung.cost * per_product + (gather if k - j < len(used) else 0.0)
-                options.append((best[j][0] + costs.group + matrices * work, j))
+                options.append((best[j][0] + GROUP_COST + matrices * work, j))
             best.append(min(options))
         groups, k = [], len(used)
         while k:

@@ -1,0 +1,39 @@
+"""Which native kernel answers for a batch: the compiled one, else the assembled one; or the faster one of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from . import assembled, compiled
+from .compiled_exponential import ROW_BYTES
+
+# From so many matrices on an assembled exponential is as fast as a compiled one or faster, where both hold an entry of
+# many matrices in a register; a call of it costs three microseconds more.
+MANY = 256
+
+
+def find(A: Tensor, kind: str) -> Any:
+    """The kernel of ``"expm"``, ``"sign"`` or ``"sqrtm"`` for a batch of shape (batch, n, n), None if there is none.
+
+    Asking counts towards compiling one, unless it would not be used.
+    """
+    if _assembled_first(A, kind) and (kernel := assembled.find(A, kind)) is not None:
+        return kernel
+    return compiled.find(A, kind) or assembled.find(A, kind)
+
+
+def ready(A: Tensor, kind: str) -> Any:
+    """As :func:`find` for readable A on the CPU, with fewer questions; counts only where it finds one."""
+    if _assembled_first(A, kind) and (kernel := assembled.find(A, kind)) is not None:
+        return kernel
+    kernel = compiled.ready(kind, A.shape[-1], A.dtype)
+    if kernel is None and (kernel := assembled.find(A, kind)) is not None:
+        compiled.find(A, kind)
+    return kernel
+
+
+def _assembled_first(A: Tensor, kind: str) -> bool:
+    count, n, _ = A.shape
+    return count >= MANY and kind == "expm" and n * A.dtype.to_real().itemsize < ROW_BYTES
