@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import exact
 from .domain import Reason
+from .kernels import assembled
 
 # Newton steps before the network: two bring nearly all matrices into its sector, three all but odd ones.
 STEPS = 3
@@ -63,7 +64,7 @@ def _attempt(network: Any, A: Tensor, E: Tensor | None) -> tuple[Tensor, Tensor]
 
 def _newton(X: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
     """N(X), the derivative of N in direction D, and which matrices took no harm."""
-    inverse, _ = torch.linalg.inv_ex(X)
+    inverse = _inverse(X)
     size, inverse_size = exact._norm(X), exact._norm(inverse)
     mu = (inverse_size / size).sqrt()
     column = mu[:, None, None].to(X.dtype)
@@ -75,6 +76,12 @@ def _newton(X: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]
     # Both terms of N have the norm √condition.  NaN compares false.
     harmless = (condition <= limit) & (exact._norm(step) >= CANCELLATION * condition.sqrt())
     return step, D, harmless
+
+
+def _inverse(X: Tensor) -> Tensor:
+    """X⁻¹, by LAPACK where no kernel of ours takes many small matrices at a time; not finite where there is none."""
+    kernel = assembled.find(X, "inverse")
+    return torch.linalg.inv_ex(X)[0] if kernel is None else kernel.value(X)
 
 
 def _commutes(A: Tensor, S: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from neural_expm.kernels import (
 )
 from neural_expm.kernels.assembled_exponential_code import Program
 from neural_expm.kernels.exponential_kernel import Rungs
-from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, Assembler, Memory
+from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, RSI, Assembler, Memory
 
 SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20, 32]
 
@@ -385,6 +385,30 @@ ENCODINGS = [
         "f0480fc14508",
         "f0480fc14508",
     ),
+    ("vminpd 4, v, 5", lambda a, v: a.smaller(4, v, 5), "62f1e5405de5", "c4e1e55de5"),
+    ("vmaxpd 4, v, 5", lambda a, v: a.larger(4, v, 5), "62f1e5405fe5", "c4e1e55fe5"),
+    ("vsubpd 4, v, 5", lambda a, v: a.subtract(4, v, 5), "62f1e5405ce5", "c4e1e55ce5"),
+    (
+        "vdivpd 4, v, [rbp+64]",
+        lambda a, v: a.divide(4, v, Memory(RBP, 64)),
+        "62f1e5405e6501",
+        "c4e1e55e6540",
+    ),
+    (
+        "vcmpnle_uqpd k1/6, v, [rsi+128]; vpaddq 4{k1}, 4, 5 or vpsubq 4, 4, 6",
+        lambda a, v: a.count_above(4, v, Memory(RSI, 128), 5, 6),
+        "62f1e540c24e021662f1dd49d4e5",
+        "c4e1e5c2b68000000016c4e15dfbe6",
+    ),
+    ("vcmpgt_oqpd k1/6, v, 5", lambda a, v: a.larger_than(6, v, 5), "62f1e540c2cd1e", "c4e1e5c2f51e"),
+    (
+        "vblendmpd 4{k1}, v, 5 or vblendvpd 4, v, 5, 6",
+        lambda a, v: a.blend(4, v, 5, 6),
+        "62f2e54165e5",
+        "c4e3654be560",
+    ),
+    ("movzx rax, byte [rsi]", lambda a, v: a.get_byte(RAX, Memory(RSI)), "480fb64600", "480fb64600"),
+    ("mov byte [rcx], al", lambda a, v: a.put_byte(Memory(RCX), RAX), "48884100", "48884100"),
 ]
 
 

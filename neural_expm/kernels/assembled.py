@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .assembled_composition import RootKernel, SignKernel
 from .assembled_exponential import Kernel
+from .assembled_inverse import InverseKernel
 from .assembled_kernel import AssembledKernel
 from .assembled_memory import Unavailable, wide
 from .calling import readable
@@ -23,10 +24,13 @@ __all__ = ["KINDS", "Kernel", "Unavailable", "failure", "find", "forget", "state
 
 log = logging.getLogger("neural_expm")
 
-KINDS: dict[str, type[AssembledKernel]] = {"expm": Kernel, "sign": SignKernel, "sqrtm": RootKernel}
-# Where lanes are faster than batched GEMMs (benchmarks/scaling.py): for n up to ALONE_N even with one matrix for all
-# lanes, up to LARGEST_N with FEW.
-ALONE_N, LARGEST_N, FEW = 12, 32, 16
+KINDS: dict[str, type[AssembledKernel]] = {
+    "expm": Kernel,
+    "sign": SignKernel,
+    "sqrtm": RootKernel,
+    "inverse": InverseKernel,
+}
+FEW = 16  # matrices
 
 Key = tuple[str, int, torch.dtype]
 _kernels: dict[Key, AssembledKernel | None] = {}
@@ -36,7 +40,8 @@ _failure = ""  # the first one, in words; logged once
 def find(A: Tensor, kind: str = "expm") -> Any:
     """The kernel of KINDS for a batch of shape (batch, n, n), None if there is none."""
     count, n = A.shape[:2]
-    worthwhile = 2 <= n <= (LARGEST_N if count >= FEW else ALONE_N)
+    made = KINDS[kind]
+    worthwhile = 2 <= n <= (made.largest_n if count >= FEW else made.alone_n)
     if not worthwhile or not A.is_cpu or not readable(A) or torch.compiler.is_compiling():
         return None
     key = kind, n, A.dtype

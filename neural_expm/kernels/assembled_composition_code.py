@@ -12,7 +12,7 @@ exceed one: the least of ‖W‖²/L², ‖W − I‖²/(L − 1)² and ‖W²�
 from __future__ import annotations
 
 from .assembled_lanes import AT, Lanes, Shape
-from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory, Vector
+from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory, Vector
 
 # What a table has for each stage: a, b, c and the factors of the five squared norms.
 STAGE = 8
@@ -146,19 +146,18 @@ class Program(Lanes):
         """X ← the matrices times their scales, and Z ← I; without scales, both as an earlier pass left them."""
         asm = self.asm
         again, ready = asm.name(), asm.name()
-        asm.get(RDX, AT["scales"])
-        asm.compare_constant(RDX, 0)
+        asm.get(RAX, AT["scales"])
+        asm.compare_constant(RAX, 0)
         asm.jump(again, "equal")
-        self._gather_scales()
+        self.gather_scales(self.factors)
         if self.coupled:
-            self._identity(self.Z)
+            self.identity(self.Z, self.token)
         asm.jump(ready)
         asm.label(again)
         self._ones()
         if self.coupled and self.shape.members == 1:
             self.load("companions", self.Z)
         asm.label(ready)
-        asm.address(R14, self.factors)
         self.load("matrices", self.X)
         if self.shape.members == 2:
             self.load("directions", self.X + self.member)
@@ -174,38 +173,6 @@ class Program(Lanes):
             asm.load(0, self.all_lanes(factor))
             asm.store(self.factors + part * self.register, 0)
         asm.address(R14, self.factors)
-
-    def _gather_scales(self) -> None:
-        """The factors ← the scales of the lanes, whose address RDX is, and their negatives."""
-        asm, loop = self.asm, self.asm.name()
-        asm.address(RDI, self.factors)
-        asm.constant(R8, 0)
-        asm.label(loop)
-        asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
-        asm.constant(RCX, asm.entry_bytes)
-        asm.times(RAX, RCX)
-        asm.plus(RAX, RDX)
-        asm.get(RCX, Memory(RAX), asm.entry_bytes)
-        asm.put(Memory(RDI), RCX, asm.entry_bytes)
-        asm.plus_constant(RDI, asm.entry_bytes)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(loop, "less")
-        asm.load(0, self.factors)
-        asm.multiply(0, 0, self.all_lanes(-1.0))
-        asm.store(self.factors + self.register, 0)
-
-    def _identity(self, to: Memory) -> None:
-        asm = self.asm
-        asm.zero(0)
-        asm.address(RDI, to)
-        asm.address(RSI, to)
-        for block in self.over(self.token // self.register, 8):
-            for b in range(block):
-                asm.store(Memory(RDI, b * self.register), 0)
-        asm.load(0, self.all_lanes(1.0))
-        for i in range(self.shape.n):
-            asm.store(to + i * (self.shape.n + 1) * self.entry, 0)
 
     def _square(self) -> None:
         """W ← X², or ZX."""

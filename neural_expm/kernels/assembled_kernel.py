@@ -27,6 +27,9 @@ class AssembledKernel:
     """
 
     name = "assembled"
+    # Where lanes are faster than batched calls: for n up to ``alone_n`` even with one matrix for all lanes, up to
+    # ``largest_n`` with ``assembled.FEW``.
+    alone_n, largest_n = 12, 32
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype, self.wide = n, dtype, wide()

@@ -277,6 +277,42 @@ class Lanes:
         if rest:
             yield rest
 
+    def gather_scales(self, to: Memory) -> None:
+        """To ← the factors of the matrices of the lanes, and their negatives behind; R14 says so to :meth:`load`."""
+        asm, loop = self.asm, self.asm.name()
+        asm.get(RDX, AT["scales"])
+        asm.address(RDI, to)
+        asm.constant(R8, 0)
+        asm.label(loop)
+        asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
+        asm.constant(RCX, asm.entry_bytes)
+        asm.times(RAX, RCX)
+        asm.plus(RAX, RDX)
+        asm.get(RCX, Memory(RAX), asm.entry_bytes)
+        asm.put(Memory(RDI), RCX, asm.entry_bytes)
+        asm.plus_constant(RDI, asm.entry_bytes)
+        asm.plus_constant(R8, 1)
+        asm.compare_constant(R8, asm.lanes)
+        asm.jump(loop, "less")
+        asm.load(0, to)
+        asm.load(1, self.all_lanes(-1.0))
+        asm.multiply(0, 0, 1)
+        asm.store(to + self.register, 0)
+        asm.address(R14, to)
+
+    def identity(self, to: Memory, length: int) -> None:
+        """To ← I in every lane, with zeros behind it up to ``length`` bytes."""
+        asm = self.asm
+        asm.zero(0)
+        asm.address(RDI, to)
+        asm.address(RSI, to)
+        for block in self.over(length // self.register, 8):
+            for b in range(block):
+                asm.store(Memory(RDI, b * self.register), 0)
+        asm.load(0, self.all_lanes(1.0))
+        for i in range(self.shape.n):
+            asm.store(to + i * (self.shape.n + 1) * self.entry, 0)
+
     def all_lanes(self, x: float) -> Constant:
         """A number in every lane."""
         return self.asm.data(struct.pack("d" if self.shape.double else "f", x) * self.asm.lanes)

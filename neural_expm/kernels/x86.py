@@ -58,6 +58,10 @@ class _Operation:
 _MULTIPLY = _Operation(0x59, 1, (0, 1))
 _ADD = _Operation(0x58, 1, (0, 1))
 _ROOT = _Operation(0x51, 1, (0, 1))
+_SUBTRACT, _DIVIDE = _Operation(0x5C, 1, (0, 1)), _Operation(0x5E, 1, (0, 1))
+_BLEND_MASKED = _Operation(0x65, 2, (1, 1))
+_BLEND_BY_SIGN = {False: _Operation(0x4A, 3, (1, 1)), True: _Operation(0x4B, 3, (1, 1))}
+_GREATER = 0x1E  # predicate of vcmp: greater, and neither is NaN
 _SMALLER, _LARGER = _Operation(0x5D, 1, (0, 1)), _Operation(0x5F, 1, (0, 1))
 _COMPARE = _Operation(0xC2, 1, (0, 1))
 # Integers as wide as the entries: add under a mask for AVX-512, subtract for AVX2.
@@ -178,6 +182,31 @@ class Assembler:
     def root(self, to: Vector, a: Source) -> None:
         """To ← √a: vsqrt."""
         self._vector(_ROOT, to, 0, a, self.double)
+
+    def subtract(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← a − b: vsub."""
+        self._vector(_SUBTRACT, to, a, b, self.double)
+
+    def divide(self, to: Vector, a: Vector, b: Source) -> None:
+        """To ← a / b: vdiv."""
+        self._vector(_DIVIDE, to, a, b, self.double)
+
+    def larger_than(self, mask: Vector, a: Vector, b: Vector) -> None:
+        """Where a > b, for :meth:`blend`: vcmp.
+
+        Args:
+            mask: a register that AVX2 needs to remember.
+        """
+        self._vector(_COMPARE, _MASK if self.wide else mask, a, b, self.double)
+        self.code.append(_GREATER)
+
+    def blend(self, to: Vector, a: Vector, b: Vector, mask: Vector) -> None:
+        """To ← b where a mask of :meth:`larger_than` says so, else a: vblendm, vblendv."""
+        if self.wide:
+            self._vector(_BLEND_MASKED, to, a, b, self.double, _MASK)
+        else:
+            self._vector(_BLEND_BY_SIGN[self.double], to, a, b, False)
+            self.code.append(mask << 4)
 
     def smaller(self, to: Vector, a: Vector, b: Source) -> None:
         """To ← the lesser of a and b, or b where one of them is NaN: vmin."""
