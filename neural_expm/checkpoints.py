@@ -134,12 +134,13 @@ def _check_config(config: Any, name: str) -> None:
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = "?") -> nn.Module:
-    """The network of a configuration with these weights: eval mode, weights frozen.
+    """The network of a configuration with these weights: on the CPU, eval mode, weights frozen.
 
     Raises:
         CheckpointError: the configuration and the tensors disagree (names, shapes, NaN).
     """
-    with untraced():
+    # All calls of a process share a network, whatever the default device is when the first of them comes.
+    with untraced(), torch.device("cpu"):
         return _built(config, tensors, name)
 
 
@@ -155,7 +156,7 @@ def untraced() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(temporarily_clear_interpreter_stack())
         stack.enter_context(_disable_current_modes())
-        if torch.compiler.is_compiling():  # elsewhere such a mode may be a default device, which counts
+        if torch.compiler.is_compiling():  # elsewhere such modes are a program's own
             for _ in range(_len_torch_function_stack()):
                 stack.enter_context(_pop_mode_temporarily())
         yield

@@ -162,7 +162,7 @@ def load(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> nn.Module:
-    """A pretrained network: an ``nn.Module`` in eval mode; gradients flow to A and not to the weights.
+    """A pretrained network: an ``nn.Module`` on the CPU, in eval mode; gradients flow to A and not to the weights.
 
     Args:
         name: a shipped name, a folder, or a Hub id (``"org/name"``, ``"org/name@revision"``), tried in this order.

@@ -66,7 +66,11 @@ class Report:
         ]
         shape = self.inside.shape
         for flat in range(min(count, SHOWN)):
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape)) if shape else ()
+            index = (
+                tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), shape))
+                if shape
+                else ()
+            )
             ok = bool(self.inside[index])
             lines.append(
                 f"{index!s:>10}  {'network' if ok else self.outside:<8} {int(self.products[index]):>8} "

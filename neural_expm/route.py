@@ -118,7 +118,7 @@ def make_report(
 ) -> Report:
     """A report from an outcome; an outcome of None is an empty batch."""
     if outcome is None:
-        empty = torch.zeros(batch, dtype=torch.int64)
+        empty = torch.zeros(batch, dtype=torch.int64, device="cpu")
         return Report(
             function,
             checkpoint,
@@ -153,4 +153,6 @@ def make_report(
 
 
 def _index(flat: int, batch: torch.Size) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), batch)) if batch else ()
+    return (
+        tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), batch)) if batch else ()
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .differentiation import matrix_function, under_transform
-from .kernels.calling import readable
+from .kernels.calling import CPU, readable
 from .route import Route
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _AtOnce:
         return Route("expm", self.network, "exact")
 
     def value(self, A: Tensor) -> Tensor:
-        self.level = torch.empty(A.shape[:-2], dtype=torch.uint8)
+        self.level = torch.empty(A.shape[:-2], dtype=torch.uint8, device=CPU)
         result = self.kernel.value_at_once(_flat(A), self.rungs, self.level)
         if result is not None:
             return result if A.ndim == 3 else result.reshape(A.shape)
@@ -84,7 +84,7 @@ class _AtOnce:
             return self.route.frechet(A, E)
         if self.level is None or not readable(E):
             return self.renewed().frechet(A, E)
-        out = torch.empty(A.shape, dtype=A.dtype)
+        out = torch.empty(A.shape, dtype=A.dtype, device=CPU)
         self.kernel.frechet(_flat(A), _flat(E), self.rungs, self.level, _flat(out))
         return out
 

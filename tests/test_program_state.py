@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -62,3 +66,29 @@ def test_inference_mode_leaves_nothing_behind_that_training_could_not_use(monkey
     with torch.inference_mode():
         torch.testing.assert_close(f(A), first)
     torch.testing.assert_close(torch.autograd.grad(f(A).sum(), A)[0], gradient)
+
+
+@pytest.mark.parametrize("assemble", ["0", "1"])
+def test_another_default_device(assemble):
+    """From the first call on: weights, levels and workspaces of matrices on the CPU are there too."""
+    program = """
+import torch, neural_expm
+torch.set_default_device("meta")
+for function in ("expm", "sign", "sqrtm"):
+    for shape in ((3, 3), (40, 3, 3), (2, 20, 20)):
+        A = (torch.eye(shape[-1], device="cpu") * 4 + torch.ones(shape, device="cpu") / 9).requires_grad_()
+        value, report = getattr(neural_expm, function)(A, return_report=True)
+        gradient, = torch.autograd.grad(getattr(neural_expm, function)(A).sum(), A)
+        assert bool(value.isfinite().all() & gradient.isfinite().all() & report.inside.all()), (function, shape)
+        str(report)
+B = torch.full((4, 3, 3), 1e5, device="cpu")
+B[1] = torch.nan
+str(neural_expm.explain("expm", B))
+assert neural_expm.expm(B / 1e5, model="expm-transformer-block").isfinite()[0].all()
+assert neural_expm.expm(B / 1e5, rtol=1e-2).isfinite()[0].all()
+"""
+    environment = {**os.environ, "NEURAL_EXPM_COMPILE": "0", "NEURAL_EXPM_ASSEMBLE": assemble}
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -34,6 +34,7 @@ def test_tables_of_the_benchmark(tmp_path):
         "apps_assembled",
         "apps_eager",
         "functions",
+        "functions_assembled",
         "functions_eager",
         "models",
     ]

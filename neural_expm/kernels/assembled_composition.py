@@ -13,6 +13,7 @@ from torch import Tensor
 from .assembled_composition_code import NOTES, STAGE, Program
 from .assembled_kernel import AssembledKernel, by_rows
 from .assembled_lanes import Job
+from .calling import CPU
 from .composition import Stage
 from .composition_kernel import CompositionKernel, Kind, Passes, Record, RootCheck, SignCheck
 
@@ -32,10 +33,10 @@ class _Kernel(CompositionKernel, AssembledKernel):
         bound = self._spectral_bound(A)
         record = Record(
             scale=torch.empty_like(bound),
-            residual=torch.full((count,), math.inf, dtype=real),
-            passes=torch.zeros(count, dtype=torch.int64),
+            residual=torch.full((count,), math.inf, dtype=real, device=CPU),
+            passes=torch.zeros(count, dtype=torch.int64, device=CPU),
             hermitian=(A.mH == A).flatten(1).all(1),
-            failed=torch.full((count,), not trust),
+            failed=torch.full((count,), not trust, device=CPU),
             any_failed=False,
         )
         possible = torch.isfinite(bound) | trust
@@ -120,7 +121,8 @@ class _Kernel(CompositionKernel, AssembledKernel):
 
     def _notes(self, count: int) -> Tensor:
         """Room for what a program notes; the last group of a batch fills as many places as there are lanes."""
-        return torch.empty(NOTES, -(-count // self.lanes) * self.lanes, dtype=self.dtype.to_real())
+        places = -(-count // self.lanes) * self.lanes
+        return torch.empty(NOTES, places, dtype=self.dtype.to_real(), device=CPU)
 
     def _job(self, rows: Tensor, passes: Passes, kind: Kind, number: int, check: bool, out: Tensor) -> Job:
         table = self._table(passes, kind, number)
@@ -151,7 +153,7 @@ class _Kernel(CompositionKernel, AssembledKernel):
             stages, radii, _ = kind
             limits = [math.inf] * len(stages) if radii is None else [radius * radius for radius in radii]
             rows = [_numbers(stage, limit) for stage, limit in zip(stages, limits, strict=True)] * number
-            table = torch.tensor(rows, dtype=torch.float64).to(self.dtype.to_real())
+            table = torch.tensor(rows, dtype=torch.float64, device=CPU).to(self.dtype.to_real())
             passes.kept[key] = table.reshape(-1, 1).repeat(1, self.lanes)
         return passes.kept[key]
 

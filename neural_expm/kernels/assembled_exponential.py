@@ -12,6 +12,7 @@ from ..domain import norm_bound
 from .assembled_exponential_code import MOST_RUNGS, NETWORK, Program
 from .assembled_kernel import AssembledKernel, by_rows
 from .assembled_lanes import Job
+from .calling import CPU
 from .exponential_kernel import ExponentialKernel, Rungs
 
 # Products of a matrix, to judge how many threads a batch is worth.
@@ -31,7 +32,7 @@ class Kernel(ExponentialKernel, AssembledKernel):
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
         """As :meth:`ExponentialKernel.value`."""
-        level = torch.empty(A.shape[0], dtype=torch.uint8)
+        level = torch.empty(A.shape[0], dtype=torch.uint8, device=CPU)
         outside = self._run(A, None, rungs, trust, level, out)
         return level, outside and self._outside(A, rungs, level, out)
 
@@ -41,7 +42,7 @@ class Kernel(ExponentialKernel, AssembledKernel):
         inside = norm_bound(A[rows]) <= rungs.radii[-1]
         reached = rows[inside]
         if reached.numel():
-            found = torch.empty(reached.shape[0], self.n, self.n, dtype=self.dtype)
+            found = A.new_empty(reached.shape[0], self.n, self.n)
             self._run(A[reached], None, rungs, True, None, found)
             level[reached] = len(rungs) - 1
             if out is not None:

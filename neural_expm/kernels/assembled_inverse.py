@@ -26,7 +26,7 @@ class InverseKernel(AssembledKernel):
         A = A if transposed else by_rows(A)
         program, function = self._program(Program, "code", 1, transposed, A.is_conj())
         scale = 1.0 / frobenius_norm(A)
-        out = torch.empty(A.shape, dtype=self.dtype)
+        out = A.new_empty(A.shape)
         job = Job(
             out=out.data_ptr(), out_step=n * n * A.element_size(), last=count - 1, scales=scale.data_ptr()
         )

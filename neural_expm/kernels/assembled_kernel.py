@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .assembled_lanes import Job, Lanes, Shape
 from .assembled_memory import Unavailable, Workspace, executable, wide
-from .calling import FUNCTION, Function, parallel, share, threads_for
+from .calling import CPU, FUNCTION, Function, parallel, share, threads_for
 
 # Relative error that the check of fresh code allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
@@ -35,7 +35,8 @@ class AssembledKernel:
         self.n, self.dtype, self.wide = n, dtype, wide()
         self.lanes = (64 if self.wide else 32) // dtype.to_real().itemsize
         self._programs: dict[tuple[Any, ...], tuple[Any, Function]] = {}
-        error = self.discrepancy()
+        with CPU:  # whatever the default device is
+            error = self.discrepancy()
         if not error <= CHECK[dtype.to_real()]:
             raise Unavailable(f"the assembled code is wrong (relative error {error:.1e})")
 

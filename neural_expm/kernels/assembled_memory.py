@@ -69,6 +69,6 @@ class Workspace(threading.local):
         """Where ``size`` bytes begin, on the boundary of a register."""
         if self.size < size:
             with torch.inference_mode(False):
-                self.memory = torch.empty(size + 64, dtype=torch.uint8)
+                self.memory = torch.empty(size + 64, dtype=torch.uint8, device="cpu")
             self.size, self.begin = size, -(-self.memory.data_ptr() // 64) * 64
         return self.begin

@@ -16,6 +16,9 @@ from torch import Tensor
 WORK_PER_THREAD = 1 << 17
 
 
+# Said wherever a tensor is made: a program may have chosen another default device.
+CPU = torch.device("cpu")
+
 # A child after a fork has none of the threads that OpenMP keeps, and would wait for them for ever.
 _forked = False
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from . import compiled_composition, toolchain
-from .calling import Library, readable
+from .calling import CPU, Library, readable
 from .compiled_exponential import Kernel
 
 __all__ = ["KINDS", "Kernel", "find", "forget", "readable", "ready", "state"]
@@ -154,7 +154,8 @@ def _accept(shape: _Shape, library: ctypes.CDLL, key: Key) -> None:
     """Use a library if it computes what the eager kernel does."""
     kind, n, dtype = key
     kernel = KINDS[kind](library, n, dtype)
-    error = kernel.discrepancy()
+    with CPU:  # whatever the default device is
+        error = kernel.discrepancy()
     if not error <= CHECK[dtype.to_real()]:
         raise toolchain.ToolchainError(f"the compiled library is wrong (relative error {error:.1e})")
     shape.kernel, shape.state = kernel, "ready"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .calling import Library, checked
+from .calling import CPU, Library, checked
 from .composition_kernel import CompositionKernel, Passes, Record, RootCheck, SignCheck
 
 # Largest n that is faster one-register-many-matrices than through batched GEMMs; from FILLED_N on only where the
@@ -91,11 +91,11 @@ class _Kernel(CompositionKernel, Library):
         """As :meth:`CompositionKernel.value`."""
         count, real = A.shape[0], self.dtype.to_real()
         record = Record(
-            scale=torch.empty(count, dtype=real),
-            residual=torch.empty(count, dtype=real),
-            passes=torch.empty(count, dtype=torch.int64),
-            hermitian=torch.empty(count, dtype=torch.bool),
-            failed=torch.empty(count, dtype=torch.bool),
+            scale=torch.empty(count, dtype=real, device=CPU),
+            residual=torch.empty(count, dtype=real, device=CPU),
+            passes=torch.empty(count, dtype=torch.int64, device=CPU),
+            hermitian=torch.empty(count, dtype=torch.bool, device=CPU),
+            failed=torch.empty(count, dtype=torch.bool, device=CPU),
             any_failed=False,
         )
         pointers = (record.scale, record.residual, record.passes, record.hermitian, record.failed)

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .calling import Library, Source, checked
+from .calling import CPU, Library, Source, checked
 from .exponential_kernel import ExponentialKernel, Rungs
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
@@ -74,7 +74,7 @@ class Kernel(ExponentialKernel, Library):
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
         """As :meth:`ExponentialKernel.value`."""
         count = A.shape[0]
-        level = torch.empty(count, dtype=torch.uint8)
+        level = torch.empty(count, dtype=torch.uint8, device=CPU)
         status = self._value(
             ctypes.byref(self._source(A)),
             count,

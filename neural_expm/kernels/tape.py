@@ -150,5 +150,5 @@ def _memory(dtype: torch.dtype, size: int) -> Tensor:
             del _kept.tapes[key]
         del memory  # given back before the larger piece is taken
         _kept.memory.pop(dtype, None)
-        _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype)
+        _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype, device="cpu")
     return memory

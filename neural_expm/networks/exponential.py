@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import eager, native, triton_route
-from ..kernels.calling import readable
+from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Rungs
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
@@ -162,7 +162,8 @@ class EquivariantExponential(Pretrained, nn.Module):
                 for rung in self.ladder.rungs
             ]
             radii, majorants = (
-                torch.tensor(x, dtype=dtype) for x in (self.ladder.radii, self.ladder.majorant_radii)
+                torch.tensor(x, dtype=dtype, device=CPU)
+                for x in (self.ladder.radii, self.ladder.majorant_radii)
             )
             floor = self.ladder.derivative_level
             known = loads, Rungs(radii, majorants, MAJORANT_RATIO, networks, floor)

@@ -63,7 +63,7 @@ class Plan:
         if self.levels is not None:
             return self.levels
         rungs = self.ladder.rungs
-        levels = torch.full((self.batch,), len(rungs), dtype=torch.uint8)
+        levels = torch.full((self.batch,), len(rungs), dtype=torch.uint8, device="cpu")
         for rung, rows in self.groups or []:
             levels[slice(None) if rows is None else rows] = rungs.index(rung)
         return levels
