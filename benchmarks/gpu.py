@@ -33,7 +33,7 @@ os.environ["NEURAL_EXPM_TRITON"] = "1"
 import neural_expm
 from neural_expm import exact, validate
 from neural_expm.bench.measure import CLOCKS, compare, single
-from neural_expm.kernels import triton_route
+from neural_expm.kernels.triton import route as triton_route
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SIZES = {"expm": (1, 2, 3, 4, 5, 6, 7, 8, 16, 32), "sign": (2, 4, 8, 16, 32), "sqrtm": (2, 4, 8, 16, 32)}

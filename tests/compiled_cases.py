@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neural_expm.kernels import toolchain
+from neural_expm.kernels.compiled import toolchain
 
 # Relative Frobenius error against float64, in roundings: a few products and squarings each.
 ROUNDINGS = 40

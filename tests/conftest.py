@@ -26,7 +26,8 @@ def libraries(tmp_path_factory):
     """A cache folder with the compiled kernels of SHAPES and SHARED."""
     from compiled_cases import SHAPES, SHARED
 
-    from neural_expm.kernels import compiled, toolchain
+    from neural_expm.kernels import compiled
+    from neural_expm.kernels.compiled import toolchain
 
     folder = tmp_path_factory.mktemp("kernels")
     os.environ["NEURAL_EXPM_KERNEL_CACHE"] = str(folder)

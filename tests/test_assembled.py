@@ -18,15 +18,12 @@ from assembled_cases import DTYPES, WIDTHS, before_a_wall, needs_code
 import neural_expm
 from neural_expm import kernels
 from neural_expm.domain import Reason, norm_bound
-from neural_expm.kernels import (
-    assembled,
-    assembled_kernel,
-    assembled_memory,
-    eager,
-)
-from neural_expm.kernels.assembled_exponential_code import Program
+from neural_expm.kernels import assembled, eager
+from neural_expm.kernels.assembled import kernel as assembled_kernel
+from neural_expm.kernels.assembled import memory as assembled_memory
+from neural_expm.kernels.assembled.exponential_code import Program
+from neural_expm.kernels.assembled.x86 import R9, R12, RAX, RBP, RCX, RDI, RSI, Assembler, Memory
 from neural_expm.kernels.exponential_kernel import Rungs
-from neural_expm.kernels.x86 import R9, R12, RAX, RBP, RCX, RDI, RSI, Assembler, Memory
 
 SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20, 32]
 

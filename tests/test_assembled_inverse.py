@@ -9,8 +9,9 @@ from assembled_cases import DTYPES, WIDTHS, before_a_wall, needs_code
 
 import neural_expm
 from neural_expm import refused
-from neural_expm.kernels import assembled, assembled_kernel
-from neural_expm.kernels.assembled_inverse import InverseKernel
+from neural_expm.kernels import assembled
+from neural_expm.kernels.assembled import kernel as assembled_kernel
+from neural_expm.kernels.assembled.inverse import InverseKernel
 
 pytestmark = needs_code
 # Roundings times the condition number: LAPACK's own are some two.

@@ -17,7 +17,8 @@ from compiled_cases import ROUNDINGS, SHAPES, SHARED, double, matrices, needs_co
 
 import neural_expm
 from neural_expm import kernels
-from neural_expm.kernels import compiled, toolchain
+from neural_expm.kernels import compiled
+from neural_expm.kernels.compiled import toolchain
 
 
 @needs_compiler

@@ -11,7 +11,8 @@ import pytest
 import torch
 from triton_cases import DEVICE, QUIET
 
-from neural_expm.kernels import triton_operators, triton_route
+from neural_expm.kernels.triton import operators as triton_operators
+from neural_expm.kernels.triton import route as triton_route
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
 pytestmark = QUIET

@@ -15,7 +15,9 @@ from assembled_cases import WIDTHS, before_a_wall
 import neural_expm
 from neural_expm import exact, refused
 from neural_expm.functions import _shipped
-from neural_expm.kernels import assembled, assembled_kernel, compiled, toolchain
+from neural_expm.kernels import assembled, compiled
+from neural_expm.kernels.assembled import kernel as assembled_kernel
+from neural_expm.kernels.compiled import toolchain
 from neural_expm.training import data
 
 # What the tests compile: sizes that fill no register, both fields and both precisions.

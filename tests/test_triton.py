@@ -7,7 +7,7 @@ import torch
 from triton_cases import DEVICE, QUIET, double, roundings, usage
 
 import neural_expm
-from neural_expm.kernels import triton_exponential as kernels
+from neural_expm.kernels.triton import exponential as kernels
 
 # Relative Frobenius error in roundings, over a batch with norms up to 10 (two or three squarings).
 ROUNDINGS = 60

@@ -9,7 +9,7 @@ from triton_cases import DEVICE, QUIET, double, roundings, usage
 
 import neural_expm
 from neural_expm import exact
-from neural_expm.kernels import triton_composition as kernels
+from neural_expm.kernels.triton import composition as kernels
 
 # Relative Frobenius error in roundings over a batch of well-conditioned matrices.
 ROUNDINGS = 60

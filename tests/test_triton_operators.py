@@ -9,7 +9,7 @@ from triton_cases import DEVICE
 
 import neural_expm
 from neural_expm.kernels.rules import numbers
-from neural_expm.kernels.triton_operators import OPERATORS
+from neural_expm.kernels.triton.operators import OPERATORS
 
 FUNCTIONS = ["expm", "sign", "sqrtm"]
 

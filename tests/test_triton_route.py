@@ -10,7 +10,9 @@ from triton_cases import DEVICE, QUIET
 
 import neural_expm
 from neural_expm import kernels
-from neural_expm.kernels import triton_arithmetic, triton_operators, triton_route
+from neural_expm.kernels.triton import arithmetic as triton_arithmetic
+from neural_expm.kernels.triton import operators as triton_operators
+from neural_expm.kernels.triton import route as triton_route
 
 FUNCTIONS = ["expm", "sign", "sqrtm"]
 pytestmark = QUIET
@@ -154,7 +156,8 @@ def failing(*arguments, **options):
 
 
 def test_a_launch_that_fails_is_caught(asked, caplog):
-    from neural_expm.kernels import triton_composition, triton_exponential
+    from neural_expm.kernels.triton import composition as triton_composition
+    from neural_expm.kernels.triton import exponential as triton_exponential
 
     for module in (triton_composition, triton_exponential):
         asked.setattr(module, "launch", failing)
@@ -164,7 +167,7 @@ def test_a_launch_that_fails_is_caught(asked, caplog):
 
 
 def test_a_launch_that_fails_after_the_check_is_caught(asked):
-    from neural_expm.kernels import triton_exponential
+    from neural_expm.kernels.triton import exponential as triton_exponential
 
     A = matrices("expm").requires_grad_()
     value, report = neural_expm.expm(A, return_report=True)
@@ -179,7 +182,7 @@ def test_a_launch_that_fails_after_the_check_is_caught(asked):
 
 
 def test_without_triton_the_eager_kernel_answers(asked, caplog):
-    asked.setitem(__import__("sys").modules, "neural_expm.kernels.triton_operators", None)
+    asked.setitem(__import__("sys").modules, "neural_expm.kernels.triton.operators", None)
     with caplog.at_level(logging.WARNING, "neural_expm"):
         eager_answers(caplog)
 

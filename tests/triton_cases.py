@@ -35,7 +35,9 @@ COMPILE = """
 import sys, torch, triton, neural_expm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from neural_expm.kernels import triton_arithmetic, triton_composition, triton_exponential
+from neural_expm.kernels.triton import arithmetic as triton_arithmetic
+from neural_expm.kernels.triton import composition as triton_composition
+from neural_expm.kernels.triton import exponential as triton_exponential
 function, n, name, dual = sys.argv[1:]
 n, dtype, dual = int(n), getattr(torch, name), dual == "1"
 real, cpu = dtype.to_real(), torch.device("cpu")

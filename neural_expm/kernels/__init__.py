@@ -1,10 +1,10 @@
 """The arithmetic: ``reference`` defines what is right, the others are faster.
 
 ``eager`` runs anywhere that torch does; ``assembled`` is machine code for small matrices on x86-64, made without a
-compiler; ``compiled`` is C++ for matrices on any CPU.  A kernel that cannot be had is never an error: the next simpler
-one answers, ``eager`` in the end.  The Triton kernels (``triton_exponential``, ``triton_composition``) are for CUDA
-devices.  They agree with the reference in Triton's interpreter and compile for a GPU, but have not been run on one
-yet, so they answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton_route``).
+compiler; ``compiled`` is C++ for matrices on any CPU; ``native.py`` says which of these two.  A kernel that cannot be
+had is never an error: the next simpler one answers, ``eager`` in the end.  The ``triton`` kernels are for CUDA devices.
+They agree with the reference in Triton's interpreter and compile for a GPU, but have not been run on one yet, so they
+answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton/route.py``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 def available() -> dict[str, str]:
     """What each kernel can do here, in words: ``"eager"``, ``"assembled"``, ``"compiled"``, ``"triton"``."""
-    from . import compiled, toolchain
+    from . import compiled
+    from .compiled import toolchain
 
     made = [
         f"{kind} n = {n} {str(dtype)[6:]} {state}"
@@ -49,7 +50,7 @@ def _triton() -> str:
 
     import torch
 
-    from . import triton_route
+    from .triton import route as triton_route
 
     if find_spec("triton") is None:
         return "not installed; pip install neural-expm[triton]"

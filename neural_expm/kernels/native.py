@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import assembled, compiled
-from .compiled_exponential import ROW_BYTES
+from .compiled.exponential import ROW_BYTES
 
 # From so many matrices on an assembled exponential is as fast as a compiled one or faster, where both hold an entry of
 # many matrices in a register; a call of it costs three microseconds more.

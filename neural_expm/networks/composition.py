@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..domain import Reason
 from ..errors import CheckpointError
-from ..kernels import native, triton_route
+from ..kernels import native
 from ..kernels.calling import readable
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.composition_kernel import Kind, Passes
@@ -32,6 +32,7 @@ from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
+from ..kernels.triton import route as triton_route
 from .exponential import Trusted
 from .outcome import Outcome
 from .pretrained import Pretrained

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
-from ..kernels import eager, native, triton_route
+from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Rungs
 from ..kernels.precision import full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
+from ..kernels.triton import route as triton_route
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder
 from .plan import Plan, TieredPlan, plan_for, reasons

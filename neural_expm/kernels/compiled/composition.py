@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .calling import CPU, Library, checked
-from .composition_kernel import CompositionKernel, Passes, Record, RootCheck, SignCheck
+from ..calling import CPU, Library, checked
+from ..composition_kernel import CompositionKernel, Passes, Record, RootCheck, SignCheck
 
 # Largest n that is faster one-register-many-matrices than through batched GEMMs; from FILLED_N on only where the
 # registers are filled, since idle lanes cost as much as busy ones.

@@ -11,7 +11,7 @@ exceed one: the least of ‖W‖²/L², ‖W − I‖²/(L − 1)² and ‖W²�
 
 from __future__ import annotations
 
-from .assembled_lanes import AT, Lanes, Shape
+from .lanes import AT, Lanes, Shape
 from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory, Vector
 
 # What a table has for each stage: a, b, c and the factors of the five squared norms.

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .compiled import CHECK, DTYPES, readable
-from .rules import Rules, numbers
-from .tracing import constant_in_traces
+from ..compiled import CHECK, DTYPES, readable
+from ..rules import Rules, numbers
+from ..tracing import constant_in_traces
 
 log = logging.getLogger("neural_expm")
 
@@ -64,7 +64,7 @@ class Kernel:
     name = "triton"
 
     def __init__(self, key: Key) -> None:
-        from .triton_operators import OPERATORS
+        from .operators import OPERATORS
 
         function, _, dtype, device, rules = self.key = key
         self.operator = OPERATORS[function]

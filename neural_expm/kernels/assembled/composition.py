@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .assembled_composition_code import NOTES, STAGE, Program
-from .assembled_kernel import AssembledKernel, by_rows
-from .assembled_lanes import Job
-from .calling import CPU
-from .composition import Stage
-from .composition_kernel import CompositionKernel, Kind, Passes, Record, RootCheck, SignCheck
+from ..calling import CPU
+from ..composition import Stage
+from ..composition_kernel import CompositionKernel, Kind, Passes, Record, RootCheck, SignCheck
+from .composition_code import NOTES, STAGE, Program
+from .kernel import AssembledKernel, by_rows
+from .lanes import Job
 
 
 class _Kernel(CompositionKernel, AssembledKernel):

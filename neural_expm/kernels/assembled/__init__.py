@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assembled_composition import RootKernel, SignKernel
-from .assembled_exponential import Kernel
-from .assembled_inverse import InverseKernel
-from .assembled_kernel import AssembledKernel
-from .assembled_memory import Unavailable, wide
-from .calling import readable
+from ..calling import readable
+from .composition import RootKernel, SignKernel
+from .exponential import Kernel
+from .inverse import InverseKernel
+from .kernel import AssembledKernel
+from .memory import Unavailable, wide
 
 __all__ = ["KINDS", "Kernel", "Unavailable", "failure", "find", "forget", "state", "wide"]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .assembled_lanes import Job, Lanes, Shape
-from .assembled_memory import Unavailable, Workspace, executable, wide
-from .calling import CPU, FUNCTION, Function, parallel, share, threads_for
+from ..calling import CPU, FUNCTION, Function, parallel, share, threads_for
+from .lanes import Job, Lanes, Shape
+from .memory import Unavailable, Workspace, executable, wide
 
 # Relative error that the check of fresh code allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
@@ -23,7 +23,7 @@ class AssembledKernel:
     """Machine code for one n and dtype; tensors are on the CPU.
 
     Raises:
-        Unavailable: see ``assembled_memory``; or the code computes wrongly.
+        Unavailable: see ``memory.py``; or the code computes wrongly.
     """
 
     name = "assembled"

@@ -3,7 +3,7 @@
 // One SIMD register holds the same entry of W matrices ("lanes"), so that every operation is full-width whatever n is
 // and no entry of a matrix is ever shuffled.
 //
-// Compiled by compiled.py with -DSIZE=n -DREAL=float|double -DCOMPLEX=0|1.
+// Compiled by __init__.py with -DSIZE=n -DREAL=float|double -DCOMPLEX=0|1.
 
 #pragma once
 

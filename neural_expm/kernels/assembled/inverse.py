@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..domain import frobenius_norm
-from .assembled_inverse_code import Program
-from .assembled_kernel import AssembledKernel, by_rows
-from .assembled_lanes import Job
+from ...domain import frobenius_norm
+from .inverse_code import Program
+from .kernel import AssembledKernel, by_rows
+from .lanes import Job
 
 
 class InverseKernel(AssembledKernel):

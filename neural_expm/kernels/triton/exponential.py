@@ -3,7 +3,7 @@
 A program holds a block of matrices in registers.  It takes their norms, finds the depth and the squarings of each by
 the ladder, evaluates the network, squares by mask and writes; so that a launch can be captured in a CUDA graph.  The
 matrices of a block share the deepest tier that one of them needs (a deeper tier serves smaller norms too), each with
-its own squarings.  A derivative is carried beside its value (``triton_arithmetic``, which needs triton).
+its own squarings.  A derivative is carried beside its value (``arithmetic.py``, which needs triton).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rules import LadderRules
-from .triton_arithmetic import (
+from ..rules import LadderRules
+from .arithmetic import (
     add_real,
     choose_pair,
     frobenius,

@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .calling import CPU, Library, Source, checked
-from .exponential_kernel import ExponentialKernel, Rungs
+from ..calling import CPU, Library, Source, checked
+from ..exponential_kernel import ExponentialKernel, Rungs
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).

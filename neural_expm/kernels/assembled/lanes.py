@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .assembled_transpose import transpose
+from .transpose import transpose
 from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Assembler, Constant, Memory
 
 # Up to this n a product is one straight run of instructions.

@@ -6,7 +6,7 @@
 // or refused takes the next matrix of the batch at once.  No operation mixes lanes, so that a result does not depend on
 // its neighbours.
 //
-// Compiled by compiled.py with -DCOUPLED=0|1 besides what lanes.h asks for.
+// Compiled by __init__.py with -DCOUPLED=0|1 besides what lanes.h asks for.
 
 #include "lanes.h"
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..domain import norm_bound
-from .assembled_exponential_code import MOST_RUNGS, NETWORK, Program
-from .assembled_kernel import AssembledKernel, by_rows
-from .assembled_lanes import Job
-from .calling import CPU
-from .exponential_kernel import ExponentialKernel, Rungs
+from ...domain import norm_bound
+from ..calling import CPU
+from ..exponential_kernel import ExponentialKernel, Rungs
+from .exponential_code import MOST_RUNGS, NETWORK, Program
+from .kernel import AssembledKernel, by_rows
+from .lanes import Job
 
 # Products of a matrix, to judge how many threads a batch is worth.
 VALUE_PRODUCTS, FRECHET_PRODUCTS = 8, 24

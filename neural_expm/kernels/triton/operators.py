@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import triton_composition, triton_exponential
-from .reference import block_triangular
-from .rules import LadderRules, StageRules, hashable
+from ..reference import block_triangular
+from ..rules import LadderRules, StageRules, hashable
+from . import composition as triton_composition
+from . import exponential as triton_exponential
 
 
 def _batched(A: Tensor) -> Tensor:

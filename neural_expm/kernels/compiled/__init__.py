@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compiled_composition, toolchain
-from .calling import CPU, Library, readable
-from .compiled_exponential import Kernel
+from ..calling import CPU, Library, readable
+from . import toolchain
+from .composition import RootKernel, SignKernel
+from .exponential import Kernel
 
 __all__ = ["KINDS", "Kernel", "find", "forget", "readable", "ready", "state"]
 
@@ -29,8 +30,8 @@ log = logging.getLogger("neural_expm")
 
 KINDS: dict[str, type[Library]] = {
     "expm": Kernel,
-    "sign": compiled_composition.SignKernel,
-    "sqrtm": compiled_composition.RootKernel,
+    "sign": SignKernel,
+    "sqrtm": RootKernel,
 }
 # A shape is compiled after so many calls, or so many matrices; compiling costs one core some seconds, once a machine.
 WORTH_CALLS = 24

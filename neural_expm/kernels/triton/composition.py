@@ -1,7 +1,7 @@
 """sign, the square root and their Fréchet derivatives for small matrices on a GPU: one launch, no word to the host.
 
 The mathematics and the certificate are those of ``networks/composition.py``.  A program holds a block of matrices in
-registers (``triton_arithmetic``); every matrix has its own stages (those for a real spectrum if it is exactly
+registers (``arithmetic.py``); every matrix has its own stages (those for a real spectrum if it is exactly
 Hermitian), its own passes, and stands still by mask once its residual is accepted, its certificate lost, or its passes
 spent.  The block ends with its last matrix.  Nothing leaves a launch but results, so that it can be captured in a CUDA
 graph.
@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .composition import SHARPER
-from .rules import StageRules
-from .triton_arithmetic import (
+from ..composition import SHARPER
+from ..rules import StageRules
+from .arithmetic import (
     add,
     add_real,
     choose_pair,
