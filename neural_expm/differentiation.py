@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .kernels.reference import block_triangular
 
 
@@ -47,9 +48,28 @@ def matrix_function(A: Tensor, evaluator: Evaluator) -> Tensor:
 
 def frechet(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
     """L(A, E) with derivatives of every order."""
+    if torch._C._functorch.is_legacy_batchedtensor(E):
+        return _frechet_of_batched(A, E, evaluator)
     if not (torch.is_grad_enabled() or under_transform() or torch.autograd.forward_ad._current_level >= 0):
         return evaluator.frechet(A, E)  # as in most backward passes: nobody will ask for its derivative
     return (_TransformedFrechet if under_transform() else _Frechet).apply(A, E, evaluator)
+
+
+def _frechet_of_batched(A: Tensor, E: Tensor, evaluator: Evaluator) -> Tensor:
+    """L(A, E) for several cotangents at once, as ``torch.autograd.grad(…, is_grads_batched=True)`` hands them over.
+
+    So do ``torch.autograd.functional.jacobian(…, vectorize=True)`` and ``hessian``: by torch's older vmap, which has no
+    rule for what writes into memory of its own.
+    """
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    directions = torch._remove_batch_dim(E, level, 1, 0)
+    if torch._C._functorch.is_legacy_batchedtensor(directions):
+        raise InputError(
+            "is_grads_batched=True within itself is not supported; use torch.func.vmap and torch.func.vjp"
+        )
+    points = torch._remove_batch_dim(A, level, directions.shape[0], 0)
+    return torch._add_batch_dim(frechet(points, directions, evaluator.renewed()), 0, level)
 
 
 def under_transform() -> bool:

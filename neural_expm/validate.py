@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, InputTypeError
+from .kernels.precision import HALF
 
 COMPUTED = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-# Half precisions are computed in single: torch's own half arithmetic would lose digits in every product.
-HALF = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 # sign loses ‖A‖/min|Re λ| in any iteration that begins by adding and multiplying at the scale of ‖A‖; double has them
 # to spare, so that single-precision input gets a single-precision answer.
 DOUBLE = {

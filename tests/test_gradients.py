@@ -5,10 +5,12 @@ from __future__ import annotations
 import cases
 import pytest
 import torch
+from assembled_cases import WIDTHS
 from torch.autograd import gradcheck, gradgradcheck
 
 import neural_expm
 from neural_expm import exact
+from neural_expm.kernels import assembled
 
 F = torch.func
 
@@ -32,6 +34,26 @@ def test_first_and_second_derivatives(name, dtype):
     A = torch.stack([_well_split(3, seed, dtype) for seed in range(2)]).requires_grad_()
     assert gradcheck(FUNCTIONS[name], (A,), check_forward_ad=True)
     assert gradgradcheck(FUNCTIONS[name], (A,))
+
+
+@pytest.mark.parametrize("assemble", ["0", "1"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_several_cotangents_at_once(monkeypatch, name, assemble):
+    """By torch's older vmap, which stands behind ``is_grads_batched`` and ``vectorize``; the first calls of kernels."""
+    monkeypatch.setenv("NEURAL_EXPM_ASSEMBLE", assemble)
+    assembled.forget()
+    function, A = FUNCTIONS[name], torch.stack([_well_split(3, seed) for seed in range(2)])
+    jacobian = torch.autograd.functional.jacobian(function, A, vectorize=True)
+    torch.testing.assert_close(jacobian, F.jacrev(function)(A))
+
+    def total(X):
+        return function(X).square().sum()
+
+    hessian = torch.autograd.functional.hessian(total, A, vectorize=True)
+    torch.testing.assert_close(hessian, F.hessian(total)(A))
+    assert gradcheck(function, A.clone().requires_grad_(), check_batched_grad=True)
+    assert set(assembled.state().values()) <= {"ready" if assemble == "1" and WIDTHS else "none"}
+    assembled.forget()
 
 
 @pytest.mark.parametrize("name", ["expm", "sign", "sqrtm"])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+import torch.utils.flop_counter
+from assembled_cases import WIDTHS
 
 import neural_expm
+from neural_expm.kernels import assembled, native
 from neural_expm.kernels.precision import full_precision
 from neural_expm.networks.exponential import EquivariantExponential
+
+KERNEL = "assembled" if WIDTHS else "eager"
 
 
 @pytest.fixture
@@ -92,3 +98,63 @@ assert neural_expm.expm(B / 1e5, rtol=1e-2).isfinite()[0].all()
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("function", ["expm", "sign", "sqrtm"])
+def test_another_default_dtype(machine_code, function):
+    """The check of a kernel computes in the dtype of the kernel."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        A = torch.eye(5, dtype=torch.float32).expand(20, 5, 5) * 2
+        assert getattr(neural_expm, function)(A, return_report=True)[1].kernel == KERNEL
+        assert torch.isfinite(neural_expm.load(f"{function}-equivariant", torch.float32)(A)).all()
+    finally:
+        torch.set_default_dtype(before)
+    assert "none" not in assembled.state().values() or not WIDTHS
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_modules_in_half_precision(machine_code, dtype):
+    """Are computed in single, as by the functions."""
+    A = torch.eye(5, dtype=dtype).expand(20, 5, 5) / 2
+    for function in ("expm", "sign", "sqrtm"):
+        value = neural_expm.load(f"{function}-equivariant", torch.float32)(A)
+        assert value.dtype == dtype
+        torch.testing.assert_close(value, getattr(neural_expm, function)(A))
+
+
+def test_a_recorder_of_operations_misses_nothing(machine_code):
+    """Native code is no operation: a graph without it would return memory that nobody has written."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    A = torch.ones(4, 4) / 9
+    neural_expm.expm(A)
+    with pytest.raises(RuntimeError):
+        make_fx(lambda X: neural_expm.expm(X))(A)
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A))
+    assert counter.get_total_flops() > 0
+
+
+def test_first_calls_in_two_threads_share_what_they_make(machine_code):
+    """A table that one thread works on is not replaced by that of another."""
+    A = torch.eye(4, dtype=torch.float64).expand(20, 4, 4) * 2
+    network = neural_expm.functions._choose("sqrtm", A, None, None, "exact")[0]
+    kernel = native.find(A, "sqrtm")
+    if kernel is None:
+        pytest.skip("no assembler for this processor")
+    passes = network._passes()
+    passes.kept.clear()
+    barrier, tables = threading.Barrier(4), []
+
+    def first() -> None:
+        barrier.wait()
+        tables.append(kernel._table(passes, passes.general, 1))
+
+    threads = [threading.Thread(target=first) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({table.data_ptr() for table in tables}) == 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ WORK_PER_THREAD = 1 << 17
 
 # Said wherever a tensor is made: a program may have chosen another default device.
 CPU = torch.device("cpu")
+Result = TypeVar("Result")
+FIELDS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+# Relative error that the check of a fresh kernel allows: a few hundred roundings.
+CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 # A child after a fork has none of the threads that OpenMP keeps, and would wait for them for ever.
 _forked = False
@@ -76,9 +81,35 @@ def parallel(function: Function, job: ctypes.Structure, threads: int) -> None:
         run(function, ctypes.addressof(job), threads, 0)
 
 
+def aside(function: Callable[[], Result]) -> Result:
+    """What a function returns in a thread of its own, which has none of the modes and transforms of this one."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="neural_expm check")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
 def readable(A: Tensor) -> bool:
-    """Whether the kernels can read the memory of A; fake, functional, wrapped and lazily zero tensors have none."""
-    return type(A) in (Tensor, torch.nn.Parameter) and not (A.is_neg() or A._is_zerotensor())
+    """Whether the kernels can read the memory of A: fake, wrapped and lazily zero tensors have none.
+
+    Where torch's operations are being recorded nothing may happen beside them: a graph would not know of it.
+    """
+    if type(A) not in (Tensor, torch.nn.Parameter) or A.dtype not in FIELDS:
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    return not (A.is_neg() or A._is_zerotensor() or torch._C._functorch.is_legacy_batchedtensor(A))
 
 
 class Source(ctypes.Structure):

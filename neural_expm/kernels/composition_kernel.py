@@ -111,13 +111,14 @@ class CompositionKernel:
 
     def _spectrum(self) -> Tensor:
         """Eigenvalues near which the check computes."""
-        return torch.ones(self.n)
+        return torch.ones(self.n, dtype=self.dtype.to_real())
 
     def _sample(self, count: int) -> Tensor:
         """Matrices that need one pass or several, a third of them Hermitian, the fifth one negative."""
         generator = torch.Generator().manual_seed(self.n)
         noise = torch.randn(count, self.n, self.n, dtype=self.dtype, generator=generator) / (4 * self.n**0.5)
-        A = torch.diag(self._spectrum()) * torch.linspace(0.5, 2, count)[:, None, None] + noise
+        sizes = torch.linspace(0.5, 2, count, dtype=self.dtype.to_real())
+        A = torch.diag(self._spectrum()) * sizes[:, None, None] + noise
         A[::3] = A[::3] + A[::3].mH
         A[4] = -A[4]
         return A
@@ -155,7 +156,7 @@ class SignCheck(CompositionKernel):
 
     def _spectrum(self) -> Tensor:
         # Of both signs: at a definite matrix the derivative is zero.
-        return 1.0 - 2.0 * (torch.arange(self.n) % 2)
+        return 1 - 2 * (torch.arange(self.n, dtype=self.dtype.to_real()) % 2)
 
 
 class RootCheck(CompositionKernel):

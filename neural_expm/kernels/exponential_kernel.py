@@ -11,6 +11,9 @@ from torch import Tensor
 
 from . import eager
 
+# Products of a matrix, to judge how many threads a batch is worth.
+VALUE_PRODUCTS, FRECHET_PRODUCTS = 8, 24
+
 
 class Rungs:
     """The rungs of a ladder.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 ROUNDED = (torch.float32, torch.complex64)
+# Half precisions are computed in single: torch's own half arithmetic would lose digits in every product.
+HALF = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 
 
 _NOTHING = nullcontext()

@@ -30,6 +30,7 @@ from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
 from ..kernels.composition_kernel import Kind, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
+from ..kernels.precision import HALF
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from ..kernels.triton import route as triton_route
@@ -307,10 +308,13 @@ class _Composition(Pretrained, nn.Module):
         return out
 
     def forward(self, A: Tensor) -> Tensor:
-        """The function of A, shape (*, n, n), with no check of the certificate (``outside="trust"``)."""
-        if torch.compiler.is_compiling():
-            return self.program()(A)
-        return matrix_function(A, Trusted(self))
+        """The function of A, shape (*, n, n), with no check of the certificate (``outside="trust"``).
+
+        Half precision is computed in single.
+        """
+        B = A.to(HALF.get(A.dtype, A.dtype))
+        result = self.program()(B) if torch.compiler.is_compiling() else matrix_function(B, Trusted(self))
+        return result.to(A.dtype)
 
     def program(self) -> triton_route.Traced:
         """For tracing: the general stages as plain numbers, or the Triton kernel as an operator."""

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, InputError
 from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Rungs
-from ..kernels.precision import full_precision
+from ..kernels.precision import HALF, full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
@@ -246,10 +246,10 @@ class EquivariantExponential(Pretrained, nn.Module):
         return ExponentialProgram(tuple(heads), (*readout, 1.0), unscaled, rung.squarings)
 
     def forward(self, A: Tensor) -> Tensor:
-        """exp(A), shape (*, n, n)."""
-        if torch.compiler.is_compiling():
-            return self.program()(A)
-        return matrix_function(A, Trusted(self))
+        """exp(A), shape (*, n, n); half precision is computed in single."""
+        B = A.to(HALF.get(A.dtype, A.dtype))
+        result = self.program()(B) if torch.compiler.is_compiling() else matrix_function(B, Trusted(self))
+        return result.to(A.dtype)
 
 
 def _module_list(tiers: Iterable[EquivariantTransformer]) -> Sequence[EquivariantTransformer]:

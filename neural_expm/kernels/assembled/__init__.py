@@ -62,7 +62,7 @@ def _make(kind: str, n: int, dtype: torch.dtype) -> AssembledKernel | None:
             _failure = f"no assembled kernel of {kind} for n = {n}, {dtype}: {error}"
             # Another processor is ordinary; anything else the user may want to know.
             level = logging.INFO if "assembler" in str(error) else logging.WARNING
-            log.log(level, "%s; the eager kernel answers", _failure)
+            log.log(level, "%s; another kernel answers", _failure)
         return None
 
 

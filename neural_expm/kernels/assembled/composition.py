@@ -148,13 +148,14 @@ class _Kernel(CompositionKernel, AssembledKernel):
 
     def _table(self, passes: Passes, kind: Kind, number: int) -> Tensor:
         """The stages of so many passes as the code reads them, each number in all lanes of a register."""
-        key = "assembled", self.lanes, self.dtype.to_real(), kind[1] is None, number
+        key = "assembled", self.lanes, self.dtype.to_real(), kind is passes.hermitian, number
         if key not in passes.kept:
             stages, radii, _ = kind
             limits = [math.inf] * len(stages) if radii is None else [radius * radius for radius in radii]
             rows = [_numbers(stage, limit) for stage, limit in zip(stages, limits, strict=True)] * number
             table = torch.tensor(rows, dtype=torch.float64, device=CPU).to(self.dtype.to_real())
-            passes.kept[key] = table.reshape(-1, 1).repeat(1, self.lanes)
+            # The first one made stays, whatever other threads make: a job only points to it.
+            passes.kept.setdefault(key, table.reshape(-1, 1).repeat(1, self.lanes))
         return passes.kept[key]
 
 

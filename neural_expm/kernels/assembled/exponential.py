@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ...domain import norm_bound
 from ..calling import CPU
-from ..exponential_kernel import ExponentialKernel, Rungs
+from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
 from .exponential_code import MOST_RUNGS, NETWORK, Program
 from .kernel import AssembledKernel, by_rows
 from .lanes import Job
-
-# Products of a matrix, to judge how many threads a batch is worth.
-VALUE_PRODUCTS, FRECHET_PRODUCTS = 8, 24
 
 
 class _Tables(NamedTuple):
@@ -101,7 +98,7 @@ class Kernel(ExponentialKernel, AssembledKernel):
             assert len(numbers) == NETWORK * len(rungs)
             networks = (ctypes.c_int64 * len(numbers))(*numbers)
             tables = _Tables(radii.data_ptr(), ctypes.addressof(networks), (radii, weights, networks))
-            rungs.kept[key] = tables
+            tables = rungs.kept.setdefault(key, tables)  # the first one stays, whatever other threads make
         return tables
 
     def _in_all_lanes(self, numbers: Tensor) -> Tensor:

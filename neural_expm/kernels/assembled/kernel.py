@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calling import CPU, FUNCTION, Function, parallel, share, threads_for
+from ..calling import CHECK, FUNCTION, Function, aside, parallel, share, threads_for
 from .lanes import Job, Lanes, Shape
 from .memory import Unavailable, Workspace, executable, wide
 
-# Relative error that the check of fresh code allows: a few hundred roundings.
-CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
 _workspace = Workspace()
 
 
@@ -35,8 +33,7 @@ class AssembledKernel:
         self.n, self.dtype, self.wide = n, dtype, wide()
         self.lanes = (64 if self.wide else 32) // dtype.to_real().itemsize
         self._programs: dict[tuple[Any, ...], tuple[Any, Function]] = {}
-        with CPU:  # whatever the default device is
-            error = self.discrepancy()
+        error = aside(self.discrepancy)
         if not error <= CHECK[dtype.to_real()]:
             raise Unavailable(f"the assembled code is wrong (relative error {error:.1e})")
 
@@ -70,7 +67,9 @@ class AssembledKernel:
         job.begins = ctypes.addressof(begins) if begins else ctypes.addressof(job) + Job.first.offset
         job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
         job.workspace, job.workspace_step = _workspace.address(workspace * parts), workspace
+        held = _workspace.memory  # whatever else this thread is interrupted for
         parallel(function, job, parts)
+        del held
 
 
 def by_rows(A: Tensor) -> Tensor:

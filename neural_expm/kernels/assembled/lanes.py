@@ -91,8 +91,8 @@ class Shape:
 class Lanes:
     """The assembler of a program, the layout of its workspace, and what every program does.
 
-    Registers: RBX is the job, RBP the workspace of the part, R12 the first matrix of the group, R13 the end of the
-    part, R14 the weights to come; R10, R11 and R15 belong to the program, the others are for the moment.
+    Registers: RBX is the job, RBP the workspace of the part, R12 the first matrix of the group or tile, R13 the end of
+    the part, R14 the numbers to come; R9, R10, R11 and R15 belong to the program, the others are for the moment.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -205,7 +205,7 @@ class Lanes:
             yield rest
 
     def load(self, batch: str, to: Memory) -> None:
-        """The matrices of the lanes, over 2^s."""
+        """The matrices of the lanes times the factor that R14 points to, whose negative lies behind it."""
         asm, n, parts, lanes = self.asm, self.shape.n, self.shape.parts, self.asm.lanes
         transposed, conjugate = (
             batch == "matrices" and x for x in (self.shape.transposed, self.shape.conjugate)

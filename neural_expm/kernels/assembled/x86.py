@@ -35,7 +35,6 @@ Vector = int  # number of a vector register
 Source = Vector | Memory | Constant
 
 _CONDITIONS = {
-    "below": 0x2,
     "equal": 0x4,
     "unequal": 0x5,
     "less": 0xC,

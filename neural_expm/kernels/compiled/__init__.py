@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calling import CPU, Library, readable
+from ..calling import CHECK, Library, aside, readable
 from . import toolchain
 from .composition import RootKernel, SignKernel
 from .exponential import Kernel
@@ -42,8 +42,6 @@ DTYPES = {
     torch.complex64: ("float", 1),
     torch.complex128: ("double", 1),
 }
-# Relative error that the check of a fresh library allows: a few hundred roundings.
-CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 # --- which shapes have one --------------------------------------------------------------------------------------------
 
@@ -71,8 +69,9 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     count, _, n = A.shape
     if n < 2 or not KINDS[kind].worthwhile(n, count) or not readable(A) or not A.is_cpu:
         return None
-    if (dtype := A.dtype) not in DTYPES or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return None
+    dtype = A.dtype
     key = kind, n, dtype
     shape = _shapes.get(key) or _shapes.setdefault(key, _Shape())
     if shape.kernel is not None:
@@ -155,8 +154,7 @@ def _accept(shape: _Shape, library: ctypes.CDLL, key: Key) -> None:
     """Use a library if it computes what the eager kernel does."""
     kind, n, dtype = key
     kernel = KINDS[kind](library, n, dtype)
-    with CPU:  # whatever the default device is
-        error = kernel.discrepancy()
+    error = aside(kernel.discrepancy)
     if not error <= CHECK[dtype.to_real()]:
         raise toolchain.ToolchainError(f"the compiled library is wrong (relative error {error:.1e})")
     shape.kernel, shape.state = kernel, "ready"
@@ -170,7 +168,7 @@ def _give_up(shape: _Shape, key: Key, error: Exception) -> None:
     if not _failure:
         kind, n, dtype = key
         _failure = f"no compiled kernel of {kind} for n = {n}, {dtype}: {error}"
-        log.log(level, "%s; the eager kernel answers", _failure)
+        log.log(level, "%s; another kernel answers", _failure)
 
 
 def failure() -> str:

@@ -61,7 +61,8 @@ def _structures(passes: Passes) -> Any:
                 for table, (_, _, scale) in zip(tables, passes.kinds, strict=True)
             )
         )
-        passes.kept["compiled"] = tables, kinds  # the structures only point to the tables
+        # The structures only point to the tables; the first ones made stay, whatever other threads make.
+        passes.kept.setdefault("compiled", (tables, kinds))
     return passes.kept["compiled"][1]
 
 

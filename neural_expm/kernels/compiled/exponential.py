@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calling import CPU, Library, Source, checked
-from ..exponential_kernel import ExponentialKernel, Rungs
+from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
@@ -37,8 +37,8 @@ class _Ladder(ctypes.Structure):
     )
 
 
-def _address(rungs: Rungs) -> int:
-    """Of the structure that the library reads."""
+def _ladder(rungs: Rungs) -> _Ladder:
+    """The structure that the library reads; the first one made stays, whatever other threads make."""
     if "compiled" not in rungs.kept:
         networks = (Network * len(rungs))(
             *(
@@ -50,8 +50,8 @@ def _address(rungs: Rungs) -> int:
         )
         radii, majorants = rungs.radii.data_ptr(), rungs.majorants.data_ptr()
         ladder = _Ladder(radii, majorants, rungs.ratio, len(rungs), rungs.derivative_level, networks)
-        rungs.kept["compiled"] = ctypes.addressof(ladder), ladder
-    return rungs.kept["compiled"][0]
+        rungs.kept.setdefault("compiled", ladder)
+    return rungs.kept["compiled"]
 
 
 class Kernel(ExponentialKernel, Library):
@@ -78,11 +78,11 @@ class Kernel(ExponentialKernel, Library):
         status = self._value(
             ctypes.byref(self._source(A)),
             count,
-            _address(rungs),
+            ctypes.byref(_ladder(rungs)),
             trust,
             level.data_ptr(),
             None if out is None else out.data_ptr(),
-            self._threads(count, 8),
+            self._threads(count, VALUE_PRODUCTS),
         )
         return level, checked(status)
 
@@ -93,11 +93,11 @@ class Kernel(ExponentialKernel, Library):
         status = self._value(
             ctypes.byref(Source(A.data_ptr(), n * row, row, parts, 0)),
             count,
-            _address(rungs),
+            ctypes.byref(_ladder(rungs)),
             0,
             None if level is None else level.data_ptr(),
             out.data_ptr(),
-            self._threads(count, 8),
+            self._threads(count, VALUE_PRODUCTS),
         )
         return None if checked(status) else out
 
@@ -108,9 +108,9 @@ class Kernel(ExponentialKernel, Library):
             ctypes.byref(self._source(A)),
             ctypes.byref(self._source(E)),
             count,
-            _address(rungs),
+            ctypes.byref(_ladder(rungs)),
             level.data_ptr(),
             out.data_ptr(),
-            self._threads(count, 24),
+            self._threads(count, FRECHET_PRODUCTS),
         )
         checked(status)

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..compiled import CHECK, DTYPES, readable
+from ..calling import CHECK, readable
+from ..compiled import DTYPES
 from ..rules import Rules, numbers
 from ..tracing import constant_in_traces
 
