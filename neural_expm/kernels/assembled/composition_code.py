@@ -11,6 +11,8 @@ exceed one: the least of ‖W‖²/L², ‖W − I‖²/(L − 1)² and ‖W²�
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .lanes import AT, Lanes, Shape
 from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory, Vector
 
@@ -61,49 +63,12 @@ class Program(Lanes):
     def value(self) -> bytes:
         """A function of the address of a job, which sends its matrices through a pass and notes how they came out."""
         asm = self.asm
-        stage, done, closed, last = (asm.name() for _ in range(4))
         for _ in self.groups():
             self._begin()
             asm.zero(0)
             asm.store(self.lost, 0)
-            asm.get(R14, AT["weights"])
-            asm.get(R15, AT["stages"])
-            asm.label(stage)
-            asm.compare_constant(R15, 0)
-            asm.jump(done, "equal")
-            self._square()
-            self.product(self.W, self.W, self.H)
-            asm.get(RAX, AT["certified"])
-            asm.compare_constant(RAX, 0)
-            asm.jump(last, "equal")  # nothing to check
-            self._measure(self.W)
-            asm.multiply(0, 0, Memory(R14, 3 * self.register))
-            asm.multiply(1, 1, Memory(R14, 4 * self.register))
-            asm.smaller(0, 0, 1)
-            asm.store(self.ratio, 0)
-            powers: list[Memory | int] = [self.H, R11, self.power]  # of W: 2, 4 and 8
-            for k, power in enumerate(powers):
-                asm.call(self.open_lanes)
-                asm.compare_constant(RAX, 0)
-                asm.jump(closed, "equal")
-                if k:
-                    self.product(powers[k - 1], powers[k - 1], power)
-                self._measure(power)
-                asm.multiply(0, 0, Memory(R14, (5 + k) * self.register))
-                asm.load(1, self.ratio)
-                asm.smaller(0, 1, 0)
-                asm.store(self.ratio, 0)
-            asm.label(closed)
-            asm.load(0, self.lost)
-            asm.load(1, self.ratio)
-            asm.larger(0, 0, 1)
-            asm.store(self.lost, 0)
-            asm.label(last)
-            self._advance()
-            asm.plus_constant(R14, STAGE * self.register)
-            asm.plus_constant(R15, -1)
-            asm.jump(stage)
-            asm.label(done)
+            for _ in self._stages():
+                self._certify()
             self._square()
             self._measure(self.W)
             self._note(1, 0)
@@ -120,25 +85,61 @@ class Program(Lanes):
     def frechet(self) -> bytes:
         """A function of the address of a job, which computes derivatives."""
         asm = self.asm
-        stage, done = asm.name(), asm.name()
         for _ in self.groups():
             self._begin()
-            asm.get(R14, AT["weights"])
-            asm.get(R15, AT["stages"])
-            asm.label(stage)
-            asm.compare_constant(R15, 0)
-            asm.jump(done, "equal")
-            self._square()
-            self.product(self.W, self.W, self.H)
-            self._advance()
-            asm.plus_constant(R14, STAGE * self.register)
-            asm.plus_constant(R15, -1)
-            asm.jump(stage)
-            asm.label(done)
+            for _ in self._stages():
+                pass
             asm.plus_constant(R10, self.member)
             self.store("out", R10)
         self._subroutines()
         return asm.finished()
+
+    def _stages(self) -> Iterator[None]:
+        """All stages of the job; between the squares and the rest of each, R14 points to its numbers."""
+        asm, stage, done = self.asm, self.asm.name(), self.asm.name()
+        asm.get(R14, AT["weights"])
+        asm.get(R15, AT["stages"])
+        asm.label(stage)
+        asm.compare_constant(R15, 0)
+        asm.jump(done, "equal")
+        self._square()
+        self.product(self.W, self.W, self.H)
+        yield
+        self._advance()
+        asm.plus_constant(R14, STAGE * self.register)
+        asm.plus_constant(R15, -1)
+        asm.jump(stage)
+        asm.label(done)
+
+    def _certify(self) -> None:
+        """The ratio of a stage, given W and H = W², goes into the largest one of each lane."""
+        asm, closed, unwanted = self.asm, self.asm.name(), self.asm.name()
+        asm.get(RAX, AT["certified"])
+        asm.compare_constant(RAX, 0)
+        asm.jump(unwanted, "equal")
+        self._measure(self.W)
+        asm.multiply(0, 0, Memory(R14, 3 * self.register))
+        asm.multiply(1, 1, Memory(R14, 4 * self.register))
+        asm.smaller(0, 0, 1)
+        asm.store(self.ratio, 0)
+        powers: list[Memory | int] = [self.H, R11, self.power]  # of W: 2, 4 and 8
+        for k, power in enumerate(powers):
+            asm.call(self.open_lanes)
+            asm.compare_constant(RAX, 0)
+            asm.jump(closed, "equal")
+            if k:
+                self.product(powers[k - 1], powers[k - 1], power)
+            self._measure(power)
+            asm.multiply(0, 0, Memory(R14, (5 + k) * self.register))
+            asm.load(1, self.ratio)
+            asm.smaller(0, 1, 0)
+            asm.store(self.ratio, 0)
+        asm.label(closed)
+        asm.load(0, self.lost)
+        asm.load(1, self.ratio)
+        asm.larger(0, 0, 1)
+        asm.store(self.lost, 0)
+        asm.label(unwanted)
 
     # --- a group ------------------------------------------------------------------------------------------------------
 
