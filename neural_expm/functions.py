@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -320,9 +320,8 @@ def _surrogate(record: Checkpoint, network: nn.Module) -> Surrogate:
     return Surrogate(record, network, lambda dtype: _shipped(record.function, None, None, dtype)[0])
 
 
-@lru_cache(maxsize=4)
 def _default_exponential(dtype: torch.dtype) -> EquivariantExponential:
-    return _equivariant(f"expm-equivariant-{str(dtype)[6:]}")
+    return cast("EquivariantExponential", _shipped("expm", None, None, dtype)[0])
 
 
 def _equivariant(name: str) -> EquivariantExponential:

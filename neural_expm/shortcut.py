@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
 # Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
 FEW = 1 << 16
-REAL = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.complex64: torch.float32,
-    torch.complex128: torch.float64,
-}
 
 
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
@@ -46,8 +40,8 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         return None
     if not 0 < A.numel() <= FEW or not A.is_contiguous() or A.is_conj():
         return None
-    shape, real = A.shape, REAL.get(A.dtype)
-    if real is None or len(shape) < 2 or shape[-1] != shape[-2]:
+    shape, real = A.shape, A.dtype.to_real()
+    if len(shape) < 2 or shape[-1] != shape[-2]:
         return None
     network, flat = default(real), A if len(shape) == 3 else A.reshape(-1, *shape[-2:])
     if (kernel := network.at_once(flat)) is None:

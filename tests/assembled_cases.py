@@ -17,7 +17,9 @@ try:
 except assembled.Unavailable:
     WIDTHS = []
 
-needs_code = pytest.mark.skipif(not WIDTHS, reason="no x86-64 processor with AVX2")
+needs_code = pytest.mark.skipif(
+    not WIDTHS, reason="machine code is for x86-64 processors with AVX2 under Linux or macOS"
+)
 
 
 def before_a_wall(A: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from assembled_cases import needs_code
 from compiled_cases import double, matrices, needs_compiler
 
 import neural_expm
@@ -14,16 +15,12 @@ pytestmark = needs_compiler
 CASES = [((3, 3), torch.float32), ((7, 3, 3), torch.float32), ((2, 2, 5, 5), torch.complex128)]
 
 
-@pytest.fixture(params=["compiled", "assembled"])
+@pytest.fixture(params=["compiled", pytest.param("assembled", marks=needs_code)])
 def kernel(request):
     """Which kernel there is."""
     request.getfixturevalue("ready" if request.param == "compiled" else "fresh")
     patch = request.getfixturevalue("monkeypatch")
     if request.param == "assembled":
-        try:
-            assembled.wide()
-        except assembled.Unavailable as error:
-            pytest.skip(str(error))
         patch.setenv("NEURAL_EXPM_COMPILE", "0")
         patch.setenv("NEURAL_EXPM_ASSEMBLE", "1")
         assembled.forget()

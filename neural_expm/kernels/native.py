@@ -19,21 +19,19 @@ def find(A: Tensor, kind: str) -> Any:
 
     Asking counts towards compiling one, unless it would not be used.
     """
-    if _assembled_first(A, kind) and (kernel := assembled.find(A, kind)) is not None:
-        return kernel
-    return compiled.find(A, kind) or assembled.find(A, kind)
+    return _preferred(A, kind) or compiled.find(A, kind) or assembled.find(A, kind)
 
 
 def ready(A: Tensor, kind: str) -> Any:
     """As :func:`find` for readable A on the CPU, with fewer questions; counts only where it finds one."""
-    if _assembled_first(A, kind) and (kernel := assembled.find(A, kind)) is not None:
-        return kernel
-    kernel = compiled.ready(kind, A.shape[-1], A.dtype)
+    kernel = _preferred(A, kind) or compiled.ready(kind, A.shape[-1], A.dtype)
     if kernel is None and (kernel := assembled.find(A, kind)) is not None:
         compiled.find(A, kind)
     return kernel
 
 
-def _assembled_first(A: Tensor, kind: str) -> bool:
+def _preferred(A: Tensor, kind: str) -> Any:
+    """The assembled kernel where it comes before a compiled one."""
     count, n, _ = A.shape
-    return count >= MANY and kind == "expm" and n * A.dtype.to_real().itemsize < ROW_BYTES
+    first = count >= MANY and kind == "expm" and n * A.dtype.to_real().itemsize < ROW_BYTES
+    return assembled.find(A, kind) if first else None

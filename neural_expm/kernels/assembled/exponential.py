@@ -73,7 +73,7 @@ class Kernel(ExponentialKernel, AssembledKernel):
             least=rungs.derivative_level,
             levels=0 if level is None else level.data_ptr(),
             out=0 if out is None else out.data_ptr(),
-            out_step=program.matrix,
+            out_step=program.matrix_bytes,
         )
         if E is not None:
             job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()

@@ -24,16 +24,16 @@ class Program(Lanes):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
-        lanes, self.matrix = self.asm.lanes, shape.n**2 * shape.parts * self.asm.entry_bytes
-        self.length = max(8 * lanes, min(TILE, TILE_BYTES // self.matrix // lanes * lanes))
+        lanes, self.matrix_bytes = self.asm.lanes, shape.n**2 * shape.parts * self.asm.entry_bytes
+        self.tile_length = max(8 * lanes, min(TILE, TILE_BYTES // self.matrix_bytes // lanes * lanes))
         # Workspace, from behind the lanes' numbers and addresses: what was put aside, tables of the tile, the tokens.
         at = self.pair
         slots = [at + 8 * i for i in range(6)]
         self.tile_end, self.served, self.position, self.weights, self.products, self.squarings = slots
         self.begins = at + 64  # of each level among the sorted; eight bytes each
         self.levels = self.begins + 8 * (MOST_RUNGS + 2)
-        self.order = self.levels + (self.length + lanes) * self.asm.entry_bytes
-        tables = self.order.offset + 8 * (self.length + lanes)
+        self.order = self.levels + (self.tile_length + lanes) * self.asm.entry_bytes
+        tables = self.order.offset + 8 * (self.tile_length + lanes)
         self.pair = Memory(RBP, -(-tables // self.register) * self.register)
         self.stream = self.pair + 2 * self.token
 
@@ -73,7 +73,7 @@ class Program(Lanes):
         asm.compare(R12, R13)
         asm.jump(done, "at_least")
         asm.set(RAX, R12)
-        asm.plus_constant(RAX, self.length)
+        asm.plus_constant(RAX, self.tile_length)
         asm.compare(RAX, R13)
         asm.set_if("greater", RAX, R13)
         asm.put(self.tile_end, RAX)
@@ -161,7 +161,7 @@ class Program(Lanes):
 
     def _sort(self) -> None:
         """The order ← the matrices by level; those that no rung serves come behind the served ones and are told of."""
-        asm, eight = self.asm, self.asm.entry_bytes
+        asm, entry_bytes = self.asm, self.asm.entry_bytes
         clear, count, add, place, all_served = (asm.name() for _ in range(5))
         asm.constant(RAX, 0)
         asm.get(RCX, AT["rungs"])
@@ -174,11 +174,11 @@ class Program(Lanes):
         asm.get(RCX, self.tile_end)
         asm.minus(RCX, R12)
         asm.label(count)
-        asm.get(RAX, Memory(RSI), eight)
+        asm.get(RAX, Memory(RSI), entry_bytes)
         asm.get(RDX, Memory(RBP, self.begins.offset + 8, index=RAX))
         asm.plus_constant(RDX, 1)
         asm.put(Memory(RBP, self.begins.offset + 8, index=RAX), RDX)
-        asm.plus_constant(RSI, eight)
+        asm.plus_constant(RSI, entry_bytes)
         asm.plus_constant(RCX, -1)
         asm.jump(count, "unequal")
         asm.constant(RAX, 0)
@@ -200,12 +200,12 @@ class Program(Lanes):
         asm.address(RSI, self.levels)
         asm.set(RDX, R12)
         asm.label(place)
-        asm.get(RAX, Memory(RSI), eight)
+        asm.get(RAX, Memory(RSI), entry_bytes)
         asm.get(RCX, Memory(RBP, self.begins.offset, index=RAX))
         asm.put(Memory(RBP, self.order.offset, index=RCX), RDX)
         asm.plus_constant(RCX, 1)
         asm.put(Memory(RBP, self.begins.offset, index=RAX), RCX)
-        asm.plus_constant(RSI, eight)
+        asm.plus_constant(RSI, entry_bytes)
         asm.plus_constant(RDX, 1)
         asm.compare(RDX, self.tile_end)
         asm.jump(place, "less")
