@@ -18,6 +18,7 @@ from neural_expm.functions import _shipped
 from neural_expm.kernels import assembled, compiled
 from neural_expm.kernels.assembled import kernel as assembled_kernel
 from neural_expm.kernels.compiled import toolchain
+from neural_expm.kernels.composition_kernel import Course
 from neural_expm.training import data
 
 # What the tests compile: sizes that fill no register, both fields and both precisions.
@@ -281,4 +282,6 @@ def test_nothing_beyond_a_batch_is_touched(switch, name, kind, n, dtype):
     kernel, passes = assembled.find(A, kind), network(kind, dtype)._passes()
     for B in (A, A.mT):
         record = kernel.value(B, passes, 1e-6, 1e-3, False, out)
-        kernel.frechet(B, E, passes, record.hermitian, record.passes, before_a_wall(record.scale), out)
+        kernel.frechet(
+            B, E, passes, Course(record.hermitian, record.passes, before_a_wall(record.scale)), out
+        )

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class Record:
     any_failed: bool
 
 
+class Course(NamedTuple):
+    """How matrices went: which stages they took, how often, and from which scale; contiguous, one entry for each."""
+
+    hermitian: Tensor
+    passes: Tensor  # 0 for those that were not answered
+    scale: Tensor
+
+
 class CompositionKernel:
     """A composition and its Fréchet derivative for one n and dtype."""
 
@@ -75,21 +83,12 @@ class CompositionKernel:
         """
 
     @abstractmethod
-    def frechet(
-        self,
-        A: Tensor,
-        E: Tensor,
-        passes: Passes,
-        hermitian: Tensor,
-        taken: Tensor,
-        scale: Tensor,
-        out: Tensor,
-    ) -> None:
-        """Out ← L(A, E); the rows of matrices with no passes may hold anything.
+    def frechet(self, A: Tensor, E: Tensor, passes: Passes, course: Course, out: Tensor) -> None:
+        """Out ← L(A, E); the rows of matrices that took no passes may hold anything.
 
         Args:
             A, E: shape (batch, n, n), any strides.
-            hermitian, taken, scale: of a :class:`Record`, contiguous; ``taken`` are the passes.
+            course: of a value.
             out: contiguous (batch, n, n).
         """
 
@@ -134,7 +133,7 @@ class CompositionKernel:
         accepted = 64 * self.n * torch.finfo(self.dtype).eps
         record = self.value(A.mH, passes, accepted, 1e-3, False, value)
         taken = torch.where(record.failed, 0, record.passes)
-        self.frechet(A.mH, E, passes, record.hermitian, taken, record.scale, derivative)
+        self.frechet(A.mH, E, passes, Course(record.hermitian, taken, record.scale), derivative)
         if record.failed.nonzero().flatten().tolist() != self.hopeless:
             return math.inf
         worst = 0.0

@@ -27,7 +27,7 @@ from ..errors import CheckpointError
 from ..kernels import native
 from ..kernels.calling import readable
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
-from ..kernels.composition_kernel import Kind, Passes
+from ..kernels.composition_kernel import Course, Kind, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.precision import HALF
@@ -287,7 +287,7 @@ class _Composition(Pretrained, nn.Module):
         taken = outcome.computed()
         kernel = native.find(A, self.function)
         if kernel is not None and readable(E):
-            kernel.frechet(A, E, self._passes(), outcome.hermitian, taken, outcome.scale, out)
+            kernel.frechet(A, E, self._passes(), Course(outcome.hermitian, taken, outcome.scale), out)
             return out
         for structure in (True, False):
             stages, _ = self._stages(structure)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..calling import CPU
 from ..composition import Stage
-from ..composition_kernel import CompositionKernel, Kind, Passes, Record, RootCheck, SignCheck
+from ..composition_kernel import CompositionKernel, Course, Kind, Passes, Record, RootCheck, SignCheck
 from .composition_code import NOTES, STAGE, Program
 from .kernel import AssembledKernel, by_rows
 from .lanes import Job
@@ -63,29 +63,20 @@ class _Kernel(CompositionKernel, AssembledKernel):
         record.any_failed = bool(record.failed.any())
         return record
 
-    def frechet(
-        self,
-        A: Tensor,
-        E: Tensor,
-        passes: Passes,
-        hermitian: Tensor,
-        taken: Tensor,
-        scale: Tensor,
-        out: Tensor,
-    ) -> None:
+    def frechet(self, A: Tensor, E: Tensor, passes: Passes, course: Course, out: Tensor) -> None:
         """As :meth:`CompositionKernel.frechet`."""
         E = by_rows(E.resolve_conj())
-        for kind, like in zip(passes.kinds, (~hermitian, hermitian), strict=True):
+        for kind, like in zip(passes.kinds, (~course.hermitian, course.hermitian), strict=True):
             for number in range(1, passes.most + 1):
-                rows = torch.nonzero(like & (taken == number))[:, 0]
+                rows = torch.nonzero(like & (course.passes == number))[:, 0]
                 if rows.numel():
                     job = self._job(rows, passes, kind, number, False, out)
                     job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()
-                    job.scales = scale.data_ptr()
+                    job.scales = course.scale.data_ptr()
                     self._run("frechet", job, A, rows.shape[0], kind, number)
         if self.coupled:
             # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
-            out.mul_(scale.rsqrt()[:, None, None])
+            out.mul_(course.scale.rsqrt()[:, None, None])
 
     # --- calls --------------------------------------------------------------------------------------------------------
 

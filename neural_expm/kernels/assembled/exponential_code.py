@@ -85,7 +85,7 @@ class Program(Lanes):
     def _find_levels(self) -> None:
         """The level of each matrix, from its Frobenius norm; the number of rungs where none reaches it, or for NaN."""
         asm = self.asm
-        group, lane, rung, counted, done = (asm.name() for _ in range(5))
+        group, rung, counted, done = (asm.name() for _ in range(4))
         asm.set(R15, R12)
         asm.address(R11, self.levels)
         asm.label(group)
@@ -93,16 +93,12 @@ class Program(Lanes):
         asm.jump(done, "at_least")
         asm.get(RCX, self.tile_end)
         asm.plus_constant(RCX, -1)
-        asm.constant(R8, 0)
-        asm.label(lane)  # idle ones repeat the last matrix
-        asm.set(RAX, R15)
-        asm.plus(RAX, R8)
-        asm.compare(RAX, RCX)
-        asm.set_if("greater", RAX, RCX)
-        asm.put(Memory(RBP, 0, index=R8), RAX)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(lane, "less")
+        for _ in self.lanes():  # idle ones repeat the last matrix
+            asm.set(RAX, R15)
+            asm.plus(RAX, R8)
+            asm.compare(RAX, RCX)
+            asm.set_if("greater", RAX, RCX)
+            asm.put(Memory(RBP, 0, index=R8), RAX)
         asm.get(R14, AT["radii"])
         self.load("matrices", self.stream)
         self._norm()
@@ -237,7 +233,7 @@ class Program(Lanes):
     def _registers(self) -> Iterator[None]:
         """The registers of a tile: which matrices are in one, and the network for it; R14 points to its weights."""
         asm = self.asm
-        register, following, done, lane = (asm.name() for _ in range(4))
+        register, following, done = (asm.name() for _ in range(3))
         asm.constant(RAX, 0)
         asm.put(self.position, RAX)
         asm.label(register)
@@ -245,17 +241,13 @@ class Program(Lanes):
         asm.get(RCX, self.served)
         asm.compare(RDX, RCX)
         asm.jump(done, "at_least")
-        asm.constant(R8, 0)
-        asm.label(lane)  # idle ones repeat the first matrix
-        asm.set(RAX, RDX)
-        asm.plus(RAX, R8)
-        asm.compare(RAX, RCX)
-        asm.set_if("at_least", RAX, RDX)
-        asm.get(RAX, Memory(RBP, self.order.offset, index=RAX))
-        asm.put(Memory(RBP, 0, index=R8), RAX)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(lane, "less")
+        for _ in self.lanes():  # idle ones repeat the first matrix
+            asm.set(RAX, RDX)
+            asm.plus(RAX, R8)
+            asm.compare(RAX, RCX)
+            asm.set_if("at_least", RAX, RDX)
+            asm.get(RAX, Memory(RBP, self.order.offset, index=RAX))
+            asm.put(Memory(RBP, 0, index=R8), RAX)
         # The deepest rung is that of the last matrix.
         asm.plus_constant(RDX, asm.lanes)
         asm.compare(RDX, RCX)
@@ -289,18 +281,14 @@ class Program(Lanes):
 
     def _tell_levels(self) -> None:
         """The matrices of the register have level RAX."""
-        asm, loop, done = self.asm, self.asm.name(), self.asm.name()
+        asm, done = self.asm, self.asm.name()
         asm.get(RDX, AT["levels"])
         asm.compare_constant(RDX, 0)
         asm.jump(done, "equal")
-        asm.constant(R8, 0)
-        asm.label(loop)
-        asm.get(RCX, Memory(RBP, 0, index=R8))
-        asm.plus(RCX, RDX)
-        asm.put_byte(Memory(RCX), RAX)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(loop, "less")
+        for _ in self.lanes():
+            asm.get(RCX, Memory(RBP, 0, index=R8))
+            asm.plus(RCX, RDX)
+            asm.put_byte(Memory(RCX), RAX)
         asm.label(done)
 
     # --- the network --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..calling import CHECK, FUNCTION, Function, aside, parallel, share, threads_for
 from .lanes import Job, Lanes, Shape
 from .memory import Unavailable, Workspace, executable, wide
+from .x86 import Assembler
 
 _workspace = Workspace()
 
@@ -31,7 +32,7 @@ class AssembledKernel:
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype, self.wide = n, dtype, wide()
-        self.lanes = (64 if self.wide else 32) // dtype.to_real().itemsize
+        self.lanes = Assembler(self.wide, dtype.to_real() is torch.float64).lanes
         self._programs: dict[tuple[Any, ...], tuple[Any, Function]] = {}
         error = aside(self.discrepancy)
         if not error <= CHECK[dtype.to_real()]:

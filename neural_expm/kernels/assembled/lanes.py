@@ -147,43 +147,45 @@ class Lanes:
             asm.jump(group)
             asm.label(done)
 
+    def lanes(self) -> Iterator[None]:
+        """A loop over the lanes; R8 is the number of one."""
+        asm, loop = self.asm, self.asm.name()
+        asm.constant(R8, 0)
+        asm.label(loop)
+        yield
+        asm.plus_constant(R8, 1)
+        asm.compare_constant(R8, asm.lanes)
+        asm.jump(loop, "less")
+
     # --- matrices in and out ------------------------------------------------------------------------------------------
 
     def _indices(self) -> None:
         """Which matrix each lane has: R12 + lane, at most the last one, and from there through ``rows``."""
         asm = self.asm
-        loop, direct = asm.name(), asm.name()
+        direct = asm.name()
         asm.get(RCX, AT["last"])
         asm.get(RDX, AT["rows"])
-        asm.constant(R8, 0)
-        asm.label(loop)
-        asm.set(RAX, R12)
-        asm.plus(RAX, R8)
-        asm.compare(RAX, RCX)
-        asm.set_if("greater", RAX, RCX)
-        asm.compare_constant(RDX, 0)
-        asm.jump(direct, "equal")
-        asm.get(RAX, Memory(RDX, 0, index=RAX))
-        asm.label(direct)
-        asm.put(Memory(RBP, 0, index=R8), RAX)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(loop, "less")
+        for _ in self.lanes():
+            asm.set(RAX, R12)
+            asm.plus(RAX, R8)
+            asm.compare(RAX, RCX)
+            asm.set_if("greater", RAX, RCX)
+            asm.compare_constant(RDX, 0)
+            asm.jump(direct, "equal")
+            asm.get(RAX, Memory(RDX, 0, index=RAX))
+            asm.label(direct)
+            asm.put(Memory(RBP, 0, index=R8), RAX)
 
     def _pointers(self, batch: str) -> None:
         """Where the matrix of each lane begins."""
-        asm, loop = self.asm, self.asm.name()
+        asm = self.asm
         asm.get(RDX, AT[batch])
         asm.get(RCX, AT[batch + "_step"])
-        asm.constant(R8, 0)
-        asm.label(loop)
-        asm.get(RAX, Memory(RBP, 0, index=R8))
-        asm.times(RAX, RCX)
-        asm.plus(RAX, RDX)
-        asm.put(Memory(RBP, 8 * asm.lanes, index=R8), RAX)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(loop, "less")
+        for _ in self.lanes():
+            asm.get(RAX, Memory(RBP, 0, index=R8))
+            asm.times(RAX, RCX)
+            asm.plus(RAX, RDX)
+            asm.put(Memory(RBP, 8 * asm.lanes, index=R8), RAX)
 
     def _pieces(self) -> Iterator[int]:
         """A loop over the reals of a matrix, a register's worth at a time, then the rest.
@@ -279,21 +281,17 @@ class Lanes:
 
     def gather_scales(self, to: Memory) -> None:
         """To ← the factors of the matrices of the lanes, and their negatives behind; R14 says so to :meth:`load`."""
-        asm, loop = self.asm, self.asm.name()
+        asm = self.asm
         asm.get(RDX, AT["scales"])
         asm.address(RDI, to)
-        asm.constant(R8, 0)
-        asm.label(loop)
-        asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
-        asm.constant(RCX, asm.entry_bytes)
-        asm.times(RAX, RCX)
-        asm.plus(RAX, RDX)
-        asm.get(RCX, Memory(RAX), asm.entry_bytes)
-        asm.put(Memory(RDI), RCX, asm.entry_bytes)
-        asm.plus_constant(RDI, asm.entry_bytes)
-        asm.plus_constant(R8, 1)
-        asm.compare_constant(R8, asm.lanes)
-        asm.jump(loop, "less")
+        for _ in self.lanes():
+            asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
+            asm.constant(RCX, asm.entry_bytes)
+            asm.times(RAX, RCX)
+            asm.plus(RAX, RDX)
+            asm.get(RCX, Memory(RAX), asm.entry_bytes)
+            asm.put(Memory(RDI), RCX, asm.entry_bytes)
+            asm.plus_constant(RDI, asm.entry_bytes)
         asm.load(0, to)
         asm.load(1, self.all_lanes(-1.0))
         asm.multiply(0, 0, 1)

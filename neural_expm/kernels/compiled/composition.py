@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..calling import CPU, Library, checked
-from ..composition_kernel import CompositionKernel, Passes, Record, RootCheck, SignCheck
+from ..composition_kernel import CompositionKernel, Course, Passes, Record, RootCheck, SignCheck
 
 # Largest n that is faster one-register-many-matrices than through batched GEMMs; from FILLED_N on only where the
 # registers are filled, since idle lanes cost as much as busy ones.
@@ -112,16 +112,7 @@ class _Kernel(CompositionKernel, Library):
         record.any_failed = checked(status)
         return record
 
-    def frechet(
-        self,
-        A: Tensor,
-        E: Tensor,
-        passes: Passes,
-        hermitian: Tensor,
-        taken: Tensor,
-        scale: Tensor,
-        out: Tensor,
-    ) -> None:
+    def frechet(self, A: Tensor, E: Tensor, passes: Passes, course: Course, out: Tensor) -> None:
         """As :meth:`CompositionKernel.frechet`."""
         count = A.shape[0]
         status = self._frechet(
@@ -130,9 +121,7 @@ class _Kernel(CompositionKernel, Library):
             count,
             _structures(passes),
             passes.most,
-            hermitian.data_ptr(),
-            taken.data_ptr(),
-            scale.data_ptr(),
+            *(part.data_ptr() for part in course),
             out.data_ptr(),
             self._threads(count, FRECHET_PRODUCTS),
         )
