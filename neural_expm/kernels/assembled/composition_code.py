@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .lanes import AT, Lanes, Shape
-from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory, Vector
+from .vectors import Vector
+from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
 
 # What a table has for each stage: a, b, c and the factors of the five squared norms.
 STAGE = 8

@@ -9,7 +9,8 @@ Source: Higham, *Accuracy and Stability of Numerical Algorithms*, section 14.4.
 from __future__ import annotations
 
 from .lanes import Lanes, Shape
-from .x86 import R9, R10, R15, RAX, RCX, RDI, RDX, RSI, Memory, Vector
+from .vectors import Vector
+from .x86 import R9, R10, R15, RAX, RCX, RDI, RDX, RSI, Memory
 
 BLOCK = 8  # registers of the pivot's row that are held at a time
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..calling import CHECK, FUNCTION, Function, aside, parallel, share, threads_for
 from .lanes import Job, Lanes, Shape
 from .memory import Unavailable, Workspace, executable, wide
-from .x86 import Assembler
+from .vectors import Assembler
 
 _workspace = Workspace()
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .transpose import transpose
-from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Assembler, Constant, Memory
+from .vectors import Assembler, Constant
+from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Memory
 
 # Up to this n a product is one straight run of instructions.
 UNROLLED_N = 4

@@ -6,7 +6,7 @@ go against the lower D of the other (Eklundh 1972, IEEE Trans. Comput. C-21(7)).
 
 from __future__ import annotations
 
-from .x86 import Assembler, Vector
+from .vectors import Assembler, Vector
 
 
 def transpose(asm: Assembler, rows: list[Vector], spare: list[Vector], needed: int) -> list[Vector]:
