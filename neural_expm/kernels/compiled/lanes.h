@@ -71,34 +71,43 @@ inline vec squared(const num& a) { return a * a; }
 
 // --- products -------------------------------------------------------------------------------------------------------
 
-template <int R, int C, bool ADD>
+// R × C nums of Z = X Y, or of Z += X Y, in registers.  A layout says how many nums a row has (STRIDE) and what of X goes
+// with a row of Y (`factor`).
+template <class Layout, int R, int C, bool ADD>
 inline void tile(const num* X, const num* Y, num* Z, int i, int j) {
+  constexpr int STRIDE = Layout::STRIDE;
   num sum[R][C];
-#pragma GCC unroll 8
+#pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = ADD ? Z[(i + r) * N + j + c] : num{};
+    for (int c = 0; c < C; ++c) sum[r][c] = ADD ? Z[(i + r) * STRIDE + j + c] : num{};
   for (int k = 0; k < N; ++k) {
     num y[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) y[c] = Y[k * N + j + c];
-#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) y[c] = Y[k * STRIDE + j + c];
+#pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
-      const num x = X[(i + r) * N + k];
+      const num x = Layout::factor(X, i + r, k);
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) multiply_add(sum[r][c], x, y[c]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) Z[(i + r) * N + j + c] = sum[r][c];
+    for (int c = 0; c < C; ++c) Z[(i + r) * STRIDE + j + c] = sum[r][c];
 }
+
+// An entry of W matrices in a num.
+struct Entries {
+  static constexpr int STRIDE = N;
+  static num factor(const num* X, int i, int k) { return X[i * N + k]; }
+};
 
 template <int R, bool ADD>
 inline void tile_row(const num* X, const num* Y, num* Z, int i) {
-  for (int j = 0; j + COLUMNS <= N; j += COLUMNS) tile<R, COLUMNS, ADD>(X, Y, Z, i, j);
-  if constexpr (N % COLUMNS != 0) tile<R, N % COLUMNS, ADD>(X, Y, Z, i, N - N % COLUMNS);
+  for (int j = 0; j + COLUMNS <= N; j += COLUMNS) tile<Entries, R, COLUMNS, ADD>(X, Y, Z, i, j);
+  if constexpr (N % COLUMNS != 0) tile<Entries, R, N % COLUMNS, ADD>(X, Y, Z, i, N - N % COLUMNS);
 }
 
 // Z = X Y, or Z += X Y.

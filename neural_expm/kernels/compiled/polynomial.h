@@ -47,7 +47,7 @@ inline void combine(const Team& team, const num* tokens, int tokens_in, const re
   } else {
     const Band band = Layout::band(team);
     for (int start = 0; start < LENGTH; start += Layout::TOKEN)
-      combine<OUT>(tokens, LENGTH, tokens_in, w, out, start + band.first * Layout::ROW, start + band.last * Layout::ROW);
+      combine<OUT>(tokens, LENGTH, tokens_in, w, out, start + band.first * Layout::STRIDE, start + band.last * Layout::STRIDE);
   }
 }
 

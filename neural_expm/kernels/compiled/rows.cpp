@@ -14,10 +14,10 @@ namespace {
 constexpr int P = (N + W - 1) / W;  // registers of a row
 
 struct Rows {
-  static constexpr int ROW = P, TOKEN = N * P;
+  static constexpr int STRIDE = P, TOKEN = N * P;
 
   // Entry (i, k) in all lanes, read as a scalar: the compiler broadcasts it as it loads.
-  static num broadcast(const num* X, int i, int k) {
+  static num factor(const num* X, int i, int k) {
     const real* entry = reinterpret_cast<const real*>(X + i * P) + (PARTS == 2 ? k / W * 2 * W + k % W : k);
 #if COMPLEX
     return {all_lanes(entry[0]), all_lanes(entry[W])};
@@ -36,30 +36,6 @@ struct Rows {
   static constexpr int HIGHEST = HELD / WIDTH < N ? HELD / WIDTH : N;
   static constexpr int BANDS = (N + HIGHEST - 1) / HIGHEST, HEIGHT = (N + BANDS - 1) / BANDS;
 
-  template <int R, int C, bool ADD>
-  static void block(const num* X, const num* Y, num* Z, int i, int j) {
-    num sum[R][C];
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sum[r][c] = ADD ? Z[(i + r) * P + j + c] : num{};
-    for (int k = 0; k < N; ++k) {
-      num y[C];
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) y[c] = Y[k * P + j + c];
-#pragma GCC unroll 32
-      for (int r = 0; r < R; ++r) {
-        const num x = broadcast(X, i + r, k);
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) multiply_add(sum[r][c], x, y[c]);
-      }
-    }
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) Z[(i + r) * P + j + c] = sum[r][c];
-  }
-
   // What a thread of a team computes: whole blocks, as nearly equal parts as there are.
   template <class Team>
   static Band band(const Team& team) {
@@ -70,9 +46,9 @@ struct Rows {
   template <int C, bool ADD>
   static void column(const num* X, const num* Y, num* Z, int j, Band band) {
     int i = band.first;
-    for (; i + HEIGHT <= band.last; i += HEIGHT) block<HEIGHT, C, ADD>(X, Y, Z, i, j);
+    for (; i + HEIGHT <= band.last; i += HEIGHT) tile<Rows, HEIGHT, C, ADD>(X, Y, Z, i, j);
     if constexpr (N % HEIGHT != 0)
-      if (i < band.last) block<N % HEIGHT, C, ADD>(X, Y, Z, i, j);
+      if (i < band.last) tile<Rows, N % HEIGHT, C, ADD>(X, Y, Z, i, j);
   }
 
   // Rows of Z = X Y, or of Z += X Y.
