@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,11 +67,7 @@ class Report:
         ]
         shape = self.inside.shape
         for flat in range(min(count, SHOWN)):
-            index = (
-                tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), shape))
-                if shape
-                else ()
-            )
+            index = batch_index(flat, shape)
             ok = bool(self.inside[index])
             lines.append(
                 f"{index!s:>10}  {'network' if ok else self.outside:<8} {int(self.products[index]):>8} "
@@ -79,6 +76,11 @@ class Report:
         if count > SHOWN:
             lines.append(f"{'…':>10}  {count - SHOWN} more")
         return "\n".join(lines)
+
+
+def batch_index(flat: int, batch: torch.Size) -> tuple[int, ...]:
+    """The index in a batch of this shape of the matrix that is number ``flat``."""
+    return tuple(int(i) for i in np.unravel_index(flat, batch))
 
 
 def _nested(values: Tensor, text) -> list | str:

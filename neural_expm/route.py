@@ -11,7 +11,7 @@ from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
 from .kernels.precision import full_precision
 from .networks.protocols import Network
-from .report import Report
+from .report import Report, batch_index
 
 WHY_UNDEFINED = {
     "sign": "an eigenvalue on the imaginary axis, so sign(A) does not exist",
@@ -87,7 +87,7 @@ class Route:
             first = int(rows[0])
             raise OutsideDomainError(
                 f"{self.function}: {rows.numel()} of {A.shape[0]} matrices are outside the network's domain, first at "
-                f"batch index {_index(first, batch)}: {Reason(int(self.outcome.reason[first]))}; "
+                f"batch index {batch_index(first, batch)}: {Reason(int(self.outcome.reason[first]))}; "
                 "use outside='exact' for the exact algorithm or outside='nan' to mark them"
             )
         if self.outside == "nan":
@@ -102,7 +102,7 @@ class Route:
         if bool(undefined.any()):
             first = int(rows[undefined][0])
             raise UndefinedFunctionError(
-                f"{self.function}: the matrix at batch index {_index(first, batch)} has "
+                f"{self.function}: the matrix at batch index {batch_index(first, batch)} has "
                 f"{WHY_UNDEFINED[self.function]} ({int(undefined.sum())} such matrices in the batch); "
                 "perturb or remove it, or use outside='nan' to mark it"
             )
@@ -149,10 +149,4 @@ def make_report(
         **{key: value.reshape(batch) for key, value in values.items()},
         outside=outside,
         kernel=getattr(outcome, "kernel", "eager"),
-    )
-
-
-def _index(flat: int, batch: torch.Size) -> tuple[int, ...]:
-    return (
-        tuple(int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), batch)) if batch else ()
     )

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, InputTypeError
+from .kernels.calling import FIELDS
 from .kernels.precision import HALF
 
-COMPUTED = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 # sign loses ‖A‖/min|Re λ| in any iteration that begins by adding and multiplying at the scale of ‖A‖; double has them
 # to spare, so that single-precision input gets a single-precision answer.
 DOUBLE = {
@@ -41,7 +41,7 @@ def matrix(A: Any, function: str) -> Tensor:
         raise InputTypeError(
             f"{function}: expected a dense tensor, got layout {A.layout}; convert with A.to_dense()"
         )
-    if A.dtype not in COMPUTED and A.dtype not in HALF:
+    if A.dtype not in FIELDS and A.dtype not in HALF:
         raise InputTypeError(
             f"{function}: expected a floating-point or complex dtype, got {A.dtype}; convert with A.to(torch.float64)"
         )

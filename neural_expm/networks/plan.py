@@ -155,10 +155,8 @@ def _grouped(
     Beyond the last rung is outside.
     """
     rungs, batch = ladder.rungs, norm.shape[0]
-    served = [
-        *within.view(torch.uint8).sum(1, dtype=torch.int32).tolist(),
-        batch,
-    ]  # as bytes: three times as fast
+    # Added as bytes, which is three times as fast as counting truth values.
+    served = [*within.view(torch.uint8).sum(1, dtype=torch.int32).tolist(), batch]
     counts = [0] * first + [b - a for a, b in zip([0, *served], served, strict=False)]
     reason = None
     if len(counts) > len(rungs):
