@@ -231,6 +231,8 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("gloo")
     try:
         yield
+        # A process that leaves while another is still in its last exchange makes gloo abort that one.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
