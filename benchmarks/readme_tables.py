@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
-# name of a block → (file in results/, its content → Markdown)
-Tables = dict[str, tuple[str, Callable[[dict[str, Any]], str]]]
+# name of a block → (files in results/, their contents → Markdown)
+Tables = dict[str, tuple[str | tuple[str, ...], Callable[..., str]]]
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], numbers: bool = False) -> str:
@@ -24,8 +23,9 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], numbers: bool
 
 def filled(text: str, tables: Tables) -> str:
     """``text`` with every table brought up to date."""
-    for name, (file, table) in tables.items():
-        content = table(json.loads((RESULTS / file).read_text(encoding="utf-8")))
+    for name, (files, table) in tables.items():
+        paths = [RESULTS / file for file in ((files,) if isinstance(files, str) else files)]
+        content = table(*(json.loads(path.read_text(encoding="utf-8")) for path in paths))
         pattern = re.compile(rf"(<!-- results:{name} -->\n).*?(<!-- /results -->)", re.S)
         text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text

@@ -5,6 +5,7 @@ python benchmarks/speed_tables.py
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from readme_tables import Tables, markdown, rewrite
@@ -63,10 +64,34 @@ def products(results: dict[str, Any]) -> str:
     return markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows, numbers=True)
 
 
+def processors(*results: dict[str, Any]) -> str:
+    """Geometric means of both suites on each processor, from the files of EACH in its order."""
+    rows, remaining = [], iter(results)
+    for suite, kernel in product(SUITES, KERNELS):
+        row = [f"{suite}, {kernel}"]
+        for _ in FOLDERS:
+            summary = next(remaining)["summary"]
+            row += [f"{summary['forward']:.1f}×", f"{summary['forward_backward']:.1f}×"]
+            row.append(f"{summary['worst_forward']:.2f}×, {summary['worst_forward_backward']:.2f}×")
+        rows.append(row)
+    columns = [f"{name}: {what}" for name in FOLDERS for what in ("forward", "with backward", "lowest")]
+    return markdown(("suite and kernel", *columns), rows, numbers=True)
+
+
+SUITES = ("apps", "functions")
+KERNELS = {"compiled": "", "assembled": "_assembled", "torch operations alone": "_eager"}
+FOLDERS = {"AMD": "", "Intel": "intel-avx512/"}
+EACH = tuple(
+    f"{folder}{suite}{kernel}.json"
+    for suite, kernel, folder in product(SUITES, KERNELS.values(), FOLDERS.values())
+)
+
 TABLES: Tables = {
     "memory": ("memory.json", memory),
     "scaling-small": ("scaling_small.json", small),
     "scaling-products": ("scaling.json", products),
+    "scaling-products-intel": ("intel-avx512/scaling.json", products),
+    "processors": (EACH, processors),
 }
 
 
