@@ -70,7 +70,8 @@ def _newton(X: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]
     column = mu[:, None, None].to(X.dtype)
     if D is not None:
         D = 0.5 * (column * D - (inverse / column) @ D @ inverse)
-    step = 0.5 * (column * X + inverse / column)
+    # In place: fresh memory for the terms would take longer than they do.
+    step = inverse.mul_(0.5 / column).addcmul_(X, 0.5 * column)
     condition = size * inverse_size
     limit = CONDITION / torch.finfo(size.dtype).eps ** 0.5
     # Both terms of N have the norm √condition.  NaN compares false.
@@ -87,4 +88,4 @@ def _inverse(X: Tensor) -> Tensor:
 def _commutes(A: Tensor, S: Tensor) -> Tensor:
     """As ``exact.sign`` asks of its own results."""
     size = (exact._norm(A) * exact._norm(S)).clamp_min(torch.finfo(A.dtype).tiny)
-    return exact._norm(A @ S - S @ A) / size <= exact.TRUSTED_RESIDUAL[A.dtype.to_real()]
+    return exact._norm((A @ S).baddbmm_(S, A, alpha=-1)) / size <= exact.TRUSTED_RESIDUAL[A.dtype.to_real()]
