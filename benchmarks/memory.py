@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 import neural_expm
+from neural_expm.bench.suite import cpu_name
 from neural_expm.bench.workloads import SUITES, Workload, select
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -117,7 +117,7 @@ def measure(names: list[str] | None) -> dict:
         "command": "python benchmarks/memory.py",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_name(),
         "target from n = 14": TARGET,
         "missed": [
             f"{row['name']} ({column})"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -29,6 +28,7 @@ import torch
 os.environ.setdefault("NEURAL_EXPM_COMPILE", "1")  # measure the compiled kernels, not the wait for them
 
 import neural_expm
+from neural_expm.bench.suite import cpu_name
 from neural_expm.kernels import compiled
 
 RESULTS = Path(__file__).parent / "results"
@@ -202,7 +202,7 @@ def measure(sizes: list[int], dtype: torch.dtype, limit: float) -> dict:
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": cpu_name(),
         "bytes per second": bandwidth,
         "seconds": time.perf_counter() - begin,
         "kernels": {f"{n} {str(d)[6:]}": s for (_, n, d), s in compiled.state().items()},

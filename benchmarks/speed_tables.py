@@ -5,7 +5,6 @@ python benchmarks/speed_tables.py
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 from readme_tables import Tables, markdown, rewrite
@@ -55,43 +54,49 @@ def small(results: dict[str, Any]) -> str:
 
 
 def products(results: dict[str, Any]) -> str:
-    """What share of our time the bare products of the plan would take."""
+    """What share of our time the bare products of the plan would take, and the processor."""
     shares = [r for r in results["rows"] if "products / expm" in r]
     batches = sorted({r["batch"] for r in shares})
     sizes = sorted({r["n"] for r in shares})
     found = {(r["n"], r["batch"]): f"{r['products / expm']:.0%}" for r in shares}
     rows = [(str(n), *(found.get((n, batch), "–") for batch in batches)) for n in sizes]
-    return markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows, numbers=True)
+    table = markdown(("n", *(f"batch {batch:,}" for batch in batches)), rows, numbers=True)
+    return f"{table}\n\n{results['processor']}, {results['threads']} threads."
 
 
-def processors(*results: dict[str, Any]) -> str:
-    """Geometric means of both suites on each processor, from the files of EACH in its order."""
-    rows, remaining = [], iter(results)
-    for suite, kernel in product(SUITES, KERNELS):
-        row = [f"{suite}, {kernel}"]
-        for _ in FOLDERS:
-            summary = next(remaining)["summary"]
-            row += [f"{summary['forward']:.1f}×", f"{summary['forward_backward']:.1f}×"]
-            row.append(f"{summary['worst_forward']:.2f}×, {summary['worst_forward_backward']:.2f}×")
-        rows.append(row)
-    columns = [f"{name}: {what}" for name in FOLDERS for what in ("forward", "with backward", "lowest")]
-    return markdown(("suite and kernel", *columns), rows, numbers=True)
-
-
-SUITES = ("apps", "functions")
-KERNELS = {"compiled": "", "assembled": "_assembled", "torch operations alone": "_eager"}
-FOLDERS = {"AMD": "", "Intel": "intel-avx512/"}
-EACH = tuple(
+# The benchmark's files of this machine and of another one, each beside its counterpart.
+SPEEDS = tuple(
     f"{folder}{suite}{kernel}.json"
-    for suite, kernel, folder in product(SUITES, KERNELS.values(), FOLDERS.values())
+    for suite in ("apps", "functions")
+    for kernel in ("", "_assembled", "_eager")
+    for folder in ("", "intel-avx512/")
 )
+
+
+def speeds(*results: dict[str, Any]) -> str:
+    """The geometric means and the lowest ratios of each of SPEEDS, with the processor that they were measured on."""
+    keys = ("forward", "forward_backward", "worst_forward", "worst_forward_backward")
+    rows = [
+        (f"`{file}`", r["environment"]["cpu"], *(f"{r['summary'][key]:.2f}×" for key in keys))
+        for file, r in zip(SPEEDS, results, strict=True)
+    ]
+    head = (
+        "file",
+        "processor",
+        "forward",
+        "forward + backward",
+        "lowest forward",
+        "lowest forward + backward",
+    )
+    return markdown(head, rows)
+
 
 TABLES: Tables = {
     "memory": ("memory.json", memory),
     "scaling-small": ("scaling_small.json", small),
     "scaling-products": ("scaling.json", products),
     "scaling-products-intel": ("intel-avx512/scaling.json", products),
-    "processors": (EACH, processors),
+    "speeds": (SPEEDS, speeds),
 }
 
 

@@ -56,8 +56,8 @@ def test_chunks_of_any_length_give_the_same(eager, n):
     A, G = (torch.randn(300, n, n, generator=cases.generator(i)) / n for i in (0, 1))
     A[::5] *= 20
     expected = both(A, G)
-    # Another length may take another product of the BLAS; the squarings of the large ones double its roundings.
-    tolerance = 2**5 * torch.finfo(A.dtype).eps
+    # Another length may take another product of the BLAS; squarings double its roundings (two of them were measured).
+    tolerance = 8 * torch.finfo(A.dtype).eps
     for size in (1 << 12, 1 << 15):
         eager.setattr(layout, "CHUNK_BYTES", size)
         for got, wanted in zip(both(A, G), expected, strict=True):

@@ -224,7 +224,7 @@ def fit(config: RunConfig, folder: Path, resume: bool = False, quiet: bool = Fal
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the group that ``torchrun`` announces in the environment; do nothing in a plain run."""
+    """Join the group that ``torchrun`` announces in the environment, and leave it together; nothing in a plain run."""
     if "WORLD_SIZE" not in os.environ:
         yield
         return
