@@ -130,6 +130,22 @@ def frobenius_norm(A: Tensor) -> Tensor:
     return torch.linalg.vector_norm(A, dim=(-2, -1))
 
 
+def largest_part(A: Tensor) -> Tensor:
+    """The largest modulus of a real or imaginary part of each matrix of a batch (batch, n, n); NaN where one is."""
+    parts = torch.view_as_real(A.resolve_conj()) if A.is_complex() else A
+    return parts.flatten(1).abs().amax(1)
+
+
+def is_finite(A: Tensor) -> Tensor:
+    """Whether each matrix of a batch (batch, n, n) is free of NaN and infinities."""
+    return torch.isfinite(largest_part(A))  # all() takes several times as long, being no arithmetic
+
+
+def is_hermitian(A: Tensor) -> Tensor:
+    """Whether each finite matrix of a batch (batch, n, n) equals its adjoint."""
+    return (A - A.mH).flatten(1).any(1).logical_not_()  # half the time of comparing and all()
+
+
 def norm_bound(A: Tensor) -> Tensor:
     """An upper bound of ‖A‖₂ for each matrix: min(√(‖A‖₁‖A‖_∞), ‖A‖_F).
 

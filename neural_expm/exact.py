@@ -8,12 +8,15 @@ decomposition rescues the matrices where an iteration cannot go (defective, badl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .domain import is_finite, is_hermitian, largest_part
 
 MAX_ITERATIONS = 60
 # Newton's relative residual beyond which a result is not trusted and goes to the Schur form: a few hundred roundings.
@@ -43,7 +46,7 @@ def expm(A: Tensor) -> tuple[Tensor, Tensor]:
     Source: Bader, Blanes, Casas (2019), Mathematics 7(12).
     """
     A = A.contiguous()
-    finite = torch.isfinite(A).flatten(1).all(1)
+    finite = is_finite(A)
     # matrix_exp sorts matrices by norm and leaves those with a NaN norm unset.
     result = torch.linalg.matrix_exp(torch.where(finite[:, None, None], A, 0.0))
     return torch.where(finite[:, None, None], result, torch.nan), torch.zeros_like(finite)
@@ -64,6 +67,7 @@ def sign(A: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Higham, *Functions of Matrices*, (5.16) with scaling (5.37); algorithm 5.5.
     """
+    A, _ = _normalized(A)
     X, inverse, _ = _newton(A)
     residual = _norm(X @ X - _eye(X)) / _norm(X).square().clamp_min(1.0)
     commutes = _norm(A @ X - X @ A) / (_norm(A) * _norm(X)).clamp_min(torch.finfo(_real(A.dtype)).tiny)
@@ -145,9 +149,10 @@ def _sign_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
 
 def sign_frechet(A: Tensor, E: Tensor) -> Tensor:
     """L of sign: N L + L N = E − S E S with N = A S (Higham, *Functions of Matrices*, theorem 5.3)."""
+    (A, of_A), (E, of_E) = _normalized(A), _normalized(E)
     S, undefined = sign(A)
     S = torch.where(undefined[:, None, None], torch.nan, S)
-    return sylvester(A @ S, E - S @ E @ S)
+    return sylvester(A @ S, E - S @ E @ S) * (of_A / of_E)
 
 
 # --- square root -----------------------------------------------------------------------------------------------------
@@ -160,7 +165,8 @@ def sqrtm(A: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Higham, *Functions of Matrices*, (6.29) with determinantal scaling; algorithm 6.3 (Björck & Hammarling).
     """
-    hermitian = (A.mH == A).flatten(1).all(1)
+    A, factor = _normalized(A)
+    hermitian = is_hermitian(A)
     X = torch.full_like(A, torch.nan)
     undefined = torch.zeros_like(hermitian)
     if bool(hermitian.any()):
@@ -171,7 +177,7 @@ def sqrtm(A: Tensor) -> tuple[Tensor, Tensor]:
         Y = _denman_beavers(B)
         good = _norm(Y @ Y - B) / _norm(Y).square() <= TRUSTED_RESIDUAL[_real(A.dtype)]
         X[rest], undefined[rest] = _rescue(B, Y, good, _sqrtm_schur)
-    return X, undefined
+    return X / factor.sqrt(), undefined
 
 
 def _sqrtm_hermitian(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,11 +228,25 @@ def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
 
 def sqrtm_frechet(A: Tensor, E: Tensor) -> Tensor:
     """L of the square root: X L + L X = E (Higham, *Functions of Matrices*, section 6.1)."""
+    (A, of_A), (E, of_E) = _normalized(A), _normalized(E)
     X, undefined = sqrtm(A)
-    return sylvester(torch.where(undefined[:, None, None], torch.nan, X), E)
+    return sylvester(torch.where(undefined[:, None, None], torch.nan, X), E) * (of_A.sqrt() / of_E)
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
+
+
+def _normalized(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A·4⁻ᵏ with its largest entry near 1, and 4⁻ᵏ, shape (batch, 1, 1).
+
+    Squares of norms neither overflow nor vanish then.
+    """
+    largest = largest_part(A)
+    exponent = torch.frexp(torch.where(torch.isfinite(largest), largest, 1.0)).exponent
+    # Of the smallest numbers the inverse overflows.
+    least = math.frexp(torch.finfo(largest.dtype).tiny)[1]
+    factor = 0.25 ** (exponent.clamp_min(least) // 2).to(largest.dtype)[:, None, None]
+    return A * factor, factor
 
 
 def sylvester(N: Tensor, C: Tensor) -> Tensor:
@@ -237,7 +257,7 @@ def sylvester(N: Tensor, C: Tensor) -> Tensor:
     """
     L = 0.5 * _newton(N, C)[2]
     residual = _norm(N @ L + L @ N - C) / (_norm(N) * _norm(L) + _norm(C)).clamp_min(1e-300)
-    known = torch.isfinite(N).flatten(1).all(1) & torch.isfinite(C).flatten(1).all(1)
+    known = is_finite(N) & is_finite(C)
     for i in torch.nonzero(known & ~(residual <= TRUSTED_RESIDUAL[_real(N.dtype)])).flatten().tolist():
         import scipy.linalg
 
@@ -251,7 +271,7 @@ def _rescue(
 ) -> tuple[Tensor, Tensor]:
     """Recompute, one by one in float64, what the iteration did not settle; say where the function does not exist."""
     undefined = torch.zeros_like(good)
-    finite = torch.isfinite(A).flatten(1).all(1)
+    finite = is_finite(A)
     X = torch.where(finite[:, None, None], X, torch.nan)
     for i in torch.nonzero(finite & ~good).flatten().tolist():
         wide = torch.complex128 if A.is_complex() else torch.float64

@@ -238,3 +238,28 @@ def test_exact_algorithms_rescue_what_newton_cannot():
     semidefinite = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
     R = neural_expm.sqrtm(semidefinite)
     assert torch.allclose(R @ R, semidefinite, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", ["sign", "sqrtm"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_unit_of_the_matrix_matters(function, dtype):
+    """Norms whose squares overflow or vanish: sign(4ᵏA) = sign(A), (4ᵏA)^½ = 2ᵏA^½, and the gradients likewise."""
+    g = cases.generator(3)
+    noise = 0.3 * torch.randn(6, 4, 4, dtype=dtype, generator=g)
+    A = torch.diag(torch.tensor([1.0, 2.0, 3.0, -4.0 if function == "sign" else 4.0], dtype=dtype)) + noise
+    A[:2] = A[:2] + A[:2].mT
+    A[2] = A[2].roll(1, 0) if function == "sign" else A[2]  # eigenvalues at any angle
+    G = torch.randn(A.shape, dtype=dtype, generator=g)
+
+    def both(B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = B.clone().requires_grad_()
+        value = getattr(neural_expm, function)(leaf)
+        return value.detach(), torch.autograd.grad(value, leaf, G)[0]
+
+    value, gradient = both(A)
+    largest = 480 if dtype == torch.float64 else 60
+    for k in (largest, largest // 2, 8, -8, -largest // 2, -largest):
+        got, slope = both(A * 4.0**k)
+        factor, steep = (1.0, 4.0**-k) if function == "sign" else (2.0**k, 2.0**-k)
+        assert float(cases.relative(got / factor, value).max()) < 100 * torch.finfo(dtype).eps
+        assert float(cases.relative(slope / steep, gradient).max()) < 1e4 * torch.finfo(dtype).eps

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ..differentiation import matrix_function
-from ..domain import Reason
+from ..domain import Reason, is_finite, is_hermitian
 from ..errors import CheckpointError
 from ..kernels import native
 from ..kernels.calling import readable
 from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
-from ..kernels.composition_kernel import Course, Kind, Passes
+from ..kernels.composition_kernel import Course, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.precision import HALF
@@ -41,6 +41,8 @@ from .pretrained import Pretrained
 CONFIG_KEYS = {"hermitian_stages", "general_stages", "general_radii", "general_scale", "passes"}
 # The residual at which a result is taken, in units of n·eps·max(1, ‖X‖²), X scaled: rounding alone leaves about one.
 ACCEPTED = 16.0
+# Scales beyond which the fourth power of a norm may overflow or vanish: the exact algorithm knows how to take those.
+EXTREME = {torch.float32: 1e8, torch.float64: 1e60}
 # Share of the matrices of a chunk that must be done before the others are moved together.
 WORTH_MOVING = 1 / 8
 
@@ -63,7 +65,7 @@ class _Composition(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self._program: triton_route.Traced | None = None
-        self._passes_made: tuple[tuple[Kind, Kind], Passes] | None = None
+        self._passes_made: tuple[Tensor, Tensor, Passes] | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
@@ -96,8 +98,8 @@ class _Composition(Pretrained, nn.Module):
 
     def _products(self) -> tuple[int, int]:
         """Matrix products of a pass of a general and of a Hermitian matrix: the stages, and one for the residual."""
-        general, hermitian = (len(self._stages(structure)[0]) for structure in (False, True))
-        return self.products_per_stage * general + 1, self.products_per_stage * hermitian + 1
+        per_stage, stages = self.products_per_stage, (self.general.shape[0], self.hermitian.shape[0])
+        return per_stage * stages[0] + 1, per_stage * stages[1] + 1
 
     def rules(self, dtype: torch.dtype) -> StageRules:
         """The composition as plain numbers; the same for every dtype."""
@@ -170,12 +172,19 @@ class _Composition(Pretrained, nn.Module):
             outcome, failed = self._run_native(kernel, A, trust, out)
         else:
             outcome, failed = self._run_eager(A, trust, out)
-        if failed is not None and not trust and bool(failed.any()):
+        if trust:
+            return out, outcome
+        (low, high), most = outcome.scale.aminmax(), EXTREME[outcome.scale.dtype]
+        if not (low > 1 / most and high < most):  # NaN compares false
+            extreme = ~((outcome.scale > 1 / most) & (outcome.scale < most))
+            failed = extreme if failed is None else failed | extreme
+        if failed is not None and bool(failed.any()):
             rows = torch.nonzero(failed)[:, 0]
-            finite = torch.isfinite(A[rows]).flatten(1).all(1)
-            outcome.reason = torch.full(failed.shape, int(Reason.INSIDE), dtype=torch.uint8, device=A.device)
-            code = torch.where(finite, int(Reason.NO_CERTIFICATE), int(Reason.NOT_FINITE))
-            outcome.reason[rows] = code.to(torch.uint8)
+            reason = torch.where(failed, int(Reason.NO_CERTIFICATE), int(Reason.INSIDE))
+            outcome.reason = reason.to(torch.uint8)
+            doubtful = rows[~(outcome.scale[rows] > 0)]  # a norm that is not finite
+            if doubtful.numel():
+                outcome.reason[doubtful[~is_finite(A[doubtful])]] = int(Reason.NOT_FINITE)
         return out, outcome
 
     def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
@@ -185,10 +194,13 @@ class _Composition(Pretrained, nn.Module):
 
     def _passes(self) -> Passes:
         """The stages for the native kernels, made anew after weights were loaded."""
-        general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
-        if self._passes_made is None or self._passes_made[0] != (general, hermitian):
-            self._passes_made = (general, hermitian), Passes(general, hermitian, self.config["passes"])
-        return self._passes_made[1]
+        made = self._passes_made
+        if made is None or not (torch.equal(made[0], self.general) and torch.equal(made[1], self.hermitian)):
+            general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
+            passes = Passes(general, hermitian, self.config["passes"])
+            made = self.general.detach().clone(), self.hermitian.detach().clone(), passes
+            self._passes_made = made
+        return made[2]
 
     def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
         """Without a word to the host."""
@@ -210,7 +222,7 @@ class _Composition(Pretrained, nn.Module):
 
     def _run_eager(self, A: Tensor, trust: bool, out: Tensor) -> tuple[Outcome, Tensor | None]:
         batch, real = A.shape[0], A.dtype.to_real()
-        hermitian = (A.mH == A).flatten(1).all(1)
+        hermitian = is_hermitian(A)
         outcome = Outcome(
             scale=torch.ones(batch, dtype=real, device=A.device),
             passes=torch.zeros(batch, dtype=torch.int64, device=A.device),
