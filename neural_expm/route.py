@@ -71,7 +71,7 @@ class Route:
                     from . import exact, refused
 
                     if self.newton:
-                        result[rows] = refused.sign_frechet(self.network, flat[rows], direction[rows])
+                        refused.sign_frechet(flat, direction, rows, result)
                     else:
                         result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
                 else:
@@ -96,9 +96,9 @@ class Route:
         from . import exact, refused  # here and above: most programs never meet a matrix outside
 
         if self.newton:
-            value, undefined = refused.sign(self.network, A[rows])
+            undefined = refused.sign(A, rows, result)
         else:
-            value, undefined = exact.VALUE[self.function](A[rows])
+            result[rows], undefined = exact.VALUE[self.function](A[rows])
         if bool(undefined.any()):
             first = int(rows[undefined][0])
             raise UndefinedFunctionError(
@@ -106,7 +106,6 @@ class Route:
                 f"{WHY_UNDEFINED[self.function]} ({int(undefined.sum())} such matrices in the batch); "
                 "perturb or remove it, or use outside='nan' to mark it"
             )
-        result[rows] = value
 
     def report(self, checkpoint: str, bound_kind: str, batch: torch.Size) -> Report:
         """Of the last value, with tensors of the batch shape."""

@@ -12,6 +12,9 @@ from .compiled.exponential import ROW_BYTES
 # From so many matrices on an assembled exponential is as fast as a compiled one or faster, where both hold an entry of
 # many matrices in a register; a call of it costs three microseconds more.
 MANY = 256
+# Multiply-adds of one product of all matrices from which on an assembled sign or square root is the faster one: more of
+# it is done in Python, whatever the number of matrices.
+MUCH = 1 << 20
 
 
 def find(A: Tensor, kind: str) -> Any:
@@ -33,5 +36,8 @@ def ready(A: Tensor, kind: str) -> Any:
 def _preferred(A: Tensor, kind: str) -> Any:
     """The assembled kernel where it comes before a compiled one."""
     count, n, _ = A.shape
-    first = count >= MANY and kind == "expm" and n * A.dtype.to_real().itemsize < ROW_BYTES
+    if kind == "expm":
+        first = count >= MANY and n * A.dtype.to_real().itemsize < ROW_BYTES
+    else:
+        first = count * n**3 * (4 if A.is_complex() else 1) >= MUCH
     return assembled.find(A, kind) if first else None

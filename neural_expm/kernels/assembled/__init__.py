@@ -16,9 +16,9 @@ from torch import Tensor
 from ..calling import readable
 from .composition import RootKernel, SignKernel
 from .exponential import Kernel
-from .inverse import InverseKernel
 from .kernel import AssembledKernel
 from .memory import Unavailable, wide
+from .newton import NewtonKernel
 
 __all__ = ["KINDS", "Kernel", "Unavailable", "failure", "find", "forget", "state", "wide"]
 
@@ -28,7 +28,7 @@ KINDS: dict[str, type[AssembledKernel]] = {
     "expm": Kernel,
     "sign": SignKernel,
     "sqrtm": RootKernel,
-    "inverse": InverseKernel,
+    "newton": NewtonKernel,
 }
 FEW = 16  # matrices
 

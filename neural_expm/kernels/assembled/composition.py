@@ -30,20 +30,19 @@ class _Kernel(CompositionKernel, AssembledKernel):
         count, real = A.shape[0], self.dtype.to_real()
         result = torch.empty_like(A, memory_format=torch.contiguous_format) if out is None else out
         companions = torch.empty_like(result) if self.coupled else result
-        bound = self._spectral_bound(A)
+        bound, hermitian = self._bounds(A)
+        radius = torch.full_like(bound, passes.general[2]).masked_fill_(hermitian, passes.hermitian[2])
         record = Record(
-            scale=torch.empty_like(bound),
+            scale=radius / bound.clamp_min(torch.finfo(real).tiny),
             residual=torch.full((count,), math.inf, dtype=real, device=CPU),
             passes=torch.zeros(count, dtype=torch.int64, device=CPU),
-            hermitian=(A.mH == A).flatten(1).all(1),
+            hermitian=hermitian,
             failed=torch.full((count,), not trust, device=CPU),
             any_failed=False,
         )
         possible = torch.isfinite(bound) | trust
-        for hermitian, kind in enumerate(passes.kinds):
-            like = record.hermitian == bool(hermitian)
-            record.scale[like] = kind[2] / bound[like].clamp_min(torch.finfo(real).tiny)
-            rows, source = torch.nonzero(like & possible)[:, 0], A
+        for structure, kind in enumerate(passes.kinds):
+            rows, source = torch.nonzero(possible & (hermitian == bool(structure)))[:, 0], A
             for taken in range(1, passes.most + 1):
                 if not rows.numel():
                     break
@@ -80,13 +79,14 @@ class _Kernel(CompositionKernel, AssembledKernel):
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
-    def _spectral_bound(self, A: Tensor) -> Tensor:
-        """The lesser of ‖A‖_F and ‖A²‖_F^{1/2}, neither of which the spectral radius exceeds."""
+    def _bounds(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """The lesser of ‖A‖_F and ‖A²‖_F^{1/2}, neither of which the spectral radius exceeds; where A is Hermitian."""
         count = A.shape[0]
         notes = self._notes(count)
         job = Job(last=count - 1, notes=notes.data_ptr(), notes_step=notes.stride(0) * notes.element_size())
         self._run("bounds", job, A, count, None, 1)
-        return torch.minimum(notes[0].sqrt(), notes[1].sqrt().sqrt())[:count]
+        bound, departure, _ = notes[:, :count]
+        return bound, departure == 0
 
     def _pass(
         self,

@@ -13,18 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .lanes import AT, Lanes, Shape
-from .vectors import Vector
-from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
+from .lanes import AT, Shape
+from .notes import NotingLanes
+from .x86 import R9, R10, R11, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
 
 # What a table has for each stage: a, b, c and the factors of the five squared norms.
 STAGE = 8
 NOTES = 3  # of each matrix: ‖W − I‖² and ‖X‖² after the pass, and the largest ratio
-# The bits of 1 in single precision, and their upper half in double.
-ONE_SINGLE, ONE_DOUBLE = 0x3F800000, 0x3FF00000
 
 
-class Program(Lanes):
+class Program(NotingLanes):
     """Machine code for a shape.
 
     Args:
@@ -34,12 +32,11 @@ class Program(Lanes):
     def __init__(self, shape: Shape, coupled: bool) -> None:
         super().__init__(shape)
         self.coupled = coupled
-        self.measure, self.open_lanes = self.asm.name(), self.asm.name()  # subroutines
-        # Workspace, from where that of Lanes ends: 1/c and −1/c of each lane, its ratio, the largest one; the tokens.
+        # Workspace, from where that of the lanes ends: 1/c and −1/c of each lane, its ratio, the largest one, the ratio
+        # where it still matters; the tokens.
         self.factors = self.pair
-        self.ratio = self.factors + 2 * self.register
-        self.lost = self.ratio + self.register
-        tokens = self.lost + self.register
+        self.ratio, self.lost, self.open = (self.factors + (2 + i) * self.register for i in range(3))
+        tokens = self.open + self.register
         self.X, self.W, self.H, self.spare, self.power, self.Z = (tokens + i * self.token for i in range(6))
 
     def workspace(self) -> int:
@@ -49,15 +46,21 @@ class Program(Lanes):
     # R10 points to X, R11 to room for the next one, R9 to Z.
 
     def bounds(self) -> bytes:
-        """A function of the address of a job, which notes ‖A‖² and ‖A²‖²."""
+        """A function of the address of a job, which notes min(‖A‖, ‖A²‖^{1/2}) and the largest part of A − A*."""
         asm = self.asm
         for _ in self.groups():
-            self._ones()
+            self.unscaled(self.factors)
             self.load("matrices", self.X)
             self.product(self.X, self.X, self.W)
-            for note, token in enumerate((self.X, self.W)):
-                self._measure(token)
-                self._note(0, note)
+            self.measured(self.W)
+            asm.root(0, 0)
+            asm.store(self.ratio, 0)
+            self.measured(self.X)
+            asm.smaller(0, 0, self.ratio)
+            asm.root(0, 0)
+            self.note(0, 0)
+            self._departure(self.X)
+            self.note(0, 1)
         self._subroutines()
         return asm.finished()
 
@@ -71,12 +74,12 @@ class Program(Lanes):
             for _ in self._stages():
                 self._certify()
             self._square()
-            self._measure(self.W)
-            self._note(1, 0)
-            self._measure(R10)
-            self._note(0, 1)
+            self.measured(self.W)
+            self.note(1, 0)
+            self.measured(R10)
+            self.note(0, 1)
             asm.load(0, self.lost)
-            self._note(0, 2)
+            self.note(0, 2)
             self.store("out", R10)
             if self.coupled:
                 self.store("companions", R9)
@@ -118,19 +121,19 @@ class Program(Lanes):
         asm.get(RAX, AT["certified"])
         asm.compare_constant(RAX, 0)
         asm.jump(unwanted, "equal")
-        self._measure(self.W)
+        self.measured(self.W)
         asm.multiply(0, 0, Memory(R14, 3 * self.register))
         asm.multiply(1, 1, Memory(R14, 4 * self.register))
         asm.smaller(0, 0, 1)
         asm.store(self.ratio, 0)
         powers: list[Memory | int] = [self.H, R11, self.power]  # of W: 2, 4 and 8
         for k, power in enumerate(powers):
-            asm.call(self.open_lanes)
-            asm.compare_constant(RAX, 0)
+            self._forget_lost()
+            self.any_above_one(self.open)
             asm.jump(closed, "equal")
             if k:
                 self.product(powers[k - 1], powers[k - 1], power)
-            self._measure(power)
+            self.measured(power)
             asm.multiply(0, 0, Memory(R14, (5 + k) * self.register))
             asm.load(1, self.ratio)
             asm.smaller(0, 1, 0)
@@ -141,6 +144,18 @@ class Program(Lanes):
         asm.larger(0, 0, 1)
         asm.store(self.lost, 0)
         asm.label(unwanted)
+
+    def _forget_lost(self) -> None:
+        """Open ← the ratios, 0 in lanes that are lost already."""
+        asm = self.asm
+        ratio, zero, lost, one, mask = range(5)
+        asm.load(ratio, self.ratio)
+        asm.zero(zero)
+        asm.load(lost, self.lost)
+        asm.load(one, self.all_lanes(1.0))
+        asm.larger_than(mask, lost, one)
+        asm.blend(ratio, ratio, zero, mask)
+        asm.store(self.open, ratio)
 
     # --- a group ------------------------------------------------------------------------------------------------------
 
@@ -156,7 +171,7 @@ class Program(Lanes):
             self.identity(self.Z, self.token)
         asm.jump(ready)
         asm.label(again)
-        self._ones()
+        self.unscaled(self.factors)
         if self.coupled and self.shape.members == 1:
             self.load("companions", self.Z)
         asm.label(ready)
@@ -168,14 +183,6 @@ class Program(Lanes):
         if self.coupled:
             asm.address(R9, self.Z)
 
-    def _ones(self) -> None:
-        """Matrices are taken as they are; R14 says so."""
-        asm = self.asm
-        for part, factor in enumerate((1.0, -1.0)):
-            asm.load(0, self.all_lanes(factor))
-            asm.store(self.factors + part * self.register, 0)
-        asm.address(R14, self.factors)
-
     def _square(self) -> None:
         """W ← X², or ZX."""
         self.product(R9 if self.coupled else R10, R10, self.W)
@@ -185,35 +192,45 @@ class Program(Lanes):
         asm = self.asm
         for part in range(3):
             asm.load(part, Memory(R14, part * self.register))
-        asm.address(RSI, self.W)
-        asm.address(RDI, self.H)
-        for block in self.over(self.token // self.register, 8):
-            for b in range(block):
-                asm.multiply(3, 2, Memory(RDI, b * self.register))
-                asm.multiply_add(3, 1, Memory(RSI, b * self.register))
-                asm.store(Memory(RDI, b * self.register), 3)
-        for i in range(self.shape.n):
-            diagonal = self.H + i * (self.shape.n + 1) * self.entry
-            asm.add(3, 0, diagonal)
-            asm.store(diagonal, 3)
+        self.polynomial(self.W, self.H)
         self.product(R10, self.H, R11)
         asm.exchange(R10, R11)
         if self.coupled:
             self.product(self.H, R9, R11)
             asm.exchange(R9, R11)
 
-    def _note(self, register: Vector, which: int) -> None:
-        """Write a number of each lane to its place among the notes."""
-        asm = self.asm
-        asm.get(RAX, AT["notes_step"])
-        asm.constant(RCX, which)
-        asm.times(RAX, RCX)
-        asm.plus(RAX, AT["notes"])
-        asm.set(RCX, R12)
-        asm.constant(RDX, asm.entry_bytes)
-        asm.times(RCX, RDX)
-        asm.plus(RAX, RCX)
-        asm.store(Memory(RAX), register)
+    def _departure(self, at: Memory) -> None:
+        """Vector 0 ← the largest part of an entry of X − X* by modulus; NaN counts for nothing."""
+        asm, n = self.asm, self.shape.n
+        most, a, b, c, d, zero = range(6)
+        row, entry = asm.name(), asm.name()
+        asm.zero(most)
+        asm.zero(zero)
+        asm.address(RSI, at)
+        asm.constant(RDX, n)
+        asm.label(row)  # from the diagonal on, and down the column from there
+        asm.set(RAX, RSI)
+        asm.set(RDI, RSI)
+        asm.set(RCX, RDX)
+        asm.label(entry)
+        for part in range(self.shape.parts):
+            asm.load(a, Memory(RAX, part * self.register))
+            asm.load(b, Memory(RDI, part * self.register))
+            if part:
+                asm.add(c, a, b)
+                asm.subtract(d, zero, c)
+            else:
+                asm.subtract(c, a, b)
+                asm.subtract(d, b, a)
+            asm.larger(c, c, d)
+            asm.larger(most, c, most)
+        asm.plus_constant(RAX, self.entry)
+        asm.plus_constant(RDI, n * self.entry)
+        asm.plus_constant(RCX, -1)
+        asm.jump(entry, "unequal")
+        asm.plus_constant(RSI, (n + 1) * self.entry)
+        asm.plus_constant(RDX, -1)
+        asm.jump(row, "unequal")
 
     # --- subroutines --------------------------------------------------------------------------------------------------
 
@@ -222,80 +239,5 @@ class Program(Lanes):
         if self.shape.members == 2:
             self.multiplication(self.multiply_add, accumulate=True)
             return
-        self._measurement()
-        self._openness()
-
-    def _measure(self, token: int | Memory) -> None:
-        """Vectors 0 and 1 ← ‖X‖_F² and ‖X − I‖_F² of each lane."""
-        self.asm.address(RSI, token if isinstance(token, Memory) else Memory(token))
-        self.asm.call(self.measure)
-
-    def _measurement(self) -> None:
-        """Diagonal entries apart: ‖X − I‖² from ‖X‖² would lose all its digits near I."""
-        asm, n, parts = self.asm, self.shape.n, self.shape.parts
-        on, shifted, minus, entry, off = 2, 3, 4, 5, (6, 7)
-        asm.label(self.measure)
-        for register in (on, shifted, *off):
-            asm.zero(register)
-        asm.load(minus, self.all_lanes(-1.0))
-
-        def diagonal() -> None:
-            asm.load(entry, Memory(RSI))
-            asm.multiply_add(on, entry, entry)
-            asm.add(entry, entry, minus)
-            asm.multiply_add(shifted, entry, entry)
-            if parts == 2:
-                asm.load(entry, Memory(RSI, self.register))
-                asm.multiply_add(off[0], entry, entry)
-
-        rows = asm.name()
-        asm.constant(RCX, n - 1)
-        asm.label(rows)
-        diagonal()
-        for e in range(parts, (n + 1) * parts):  # as far as the next diagonal entry
-            asm.load(entry + 3 + e % 4, Memory(RSI, e * self.register))
-            asm.multiply_add(off[e % 2], entry + 3 + e % 4, entry + 3 + e % 4)
-        asm.plus_constant(RSI, (n + 1) * self.entry)
-        asm.plus_constant(RCX, -1)
-        asm.jump(rows, "unequal")
-        diagonal()
-        asm.add(off[0], off[0], off[1])
-        asm.add(0, on, off[0])
-        asm.add(1, shifted, off[0])
-        asm.back()
-
-    def _openness(self) -> None:
-        """RAX ← 1 where the ratio of any lane that is not lost exceeds 1, else 0.
-
-        By the bits, whose order is that of positive numbers; NaN is lost in the end, whatever is said of it here.
-        """
-        asm = self.asm
-        loop, following, found = asm.name(), asm.name(), asm.name()
-        asm.label(self.open_lanes)
-        if self.shape.double:
-            asm.constant(R8, ONE_DOUBLE)
-            asm.constant(RAX, 1 << 16)
-            asm.times(R8, RAX)
-            asm.times(R8, RAX)
-        else:
-            asm.constant(R8, ONE_SINGLE)
-        asm.address(RSI, self.ratio)
-        asm.address(RDI, self.lost)
-        asm.constant(RCX, asm.lanes)
-        asm.label(loop)
-        asm.get(RAX, Memory(RSI), asm.entry_bytes)
-        asm.compare(RAX, R8)
-        asm.jump(following, "at_most")
-        asm.get(RAX, Memory(RDI), asm.entry_bytes)
-        asm.compare(RAX, R8)
-        asm.jump(found, "at_most")
-        asm.label(following)
-        asm.plus_constant(RSI, asm.entry_bytes)
-        asm.plus_constant(RDI, asm.entry_bytes)
-        asm.plus_constant(RCX, -1)
-        asm.jump(loop, "unequal")
-        asm.constant(RAX, 0)
-        asm.back()
-        asm.label(found)
-        asm.constant(RAX, 1)
-        asm.back()
+        self.measurement()
+        self.any_above()

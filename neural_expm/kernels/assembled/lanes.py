@@ -324,10 +324,17 @@ class Lanes:
         if self.shape.members == 2:
             calls += [(1, 0, 1, self.multiply), (0, 1, 1, self.multiply_add)]
         for x, y, z, subroutine in calls:
-            for register, operand, member in ((RSI, X, x), (RDX, Y, y), (RDI, Z, z)):
-                at = operand if isinstance(operand, Memory) else Memory(operand)
-                self.asm.address(register, at + member * self.member)
-            self.asm.call(subroutine)
+            X_at, Y_at, Z_at = (
+                (at if isinstance(at, Memory) else Memory(at)) + member * self.member
+                for at, member in ((X, x), (Y, y), (Z, z))
+            )
+            self.times(X_at, Y_at, Z_at, subroutine)
+
+    def times(self, X: int | Memory, Y: int | Memory, Z: int | Memory, subroutine: str | None = None) -> None:
+        """Z ← X Y, or what another subroutine makes of two matrices."""
+        for register, at in ((RSI, X), (RDX, Y), (RDI, Z)):
+            self.asm.address(register, at if isinstance(at, Memory) else Memory(at))
+        self.asm.call(subroutine or self.multiply)
 
     def multiplication(self, name: str, accumulate: bool) -> None:
         """Subroutine: the matrices at RDI ← those at RSI · those at RDX, or that added."""

@@ -37,7 +37,8 @@ _ROOT = _Operation(0x51, 1, (0, 1))
 _SUBTRACT, _DIVIDE = _Operation(0x5C, 1, (0, 1)), _Operation(0x5E, 1, (0, 1))
 _BLEND_MASKED = _Operation(0x65, 2, (1, 1))
 _BLEND_BY_SIGN = {False: _Operation(0x4A, 3, (1, 1)), True: _Operation(0x4B, 3, (1, 1))}
-_GREATER = 0x1E  # predicate of vcmp: greater, and neither is NaN
+# Predicates of vcmp: greater or equal, and neither is NaN.
+_GREATER, _EQUAL = 0x1E, 0x00
 _SMALLER, _LARGER = _Operation(0x5D, 1, (0, 1)), _Operation(0x5F, 1, (0, 1))
 _COMPARE = _Operation(0xC2, 1, (0, 1))
 # Integers as wide as the entries: add under a mask for AVX-512, subtract for AVX2.
@@ -162,8 +163,13 @@ class Assembler(Code):
         self._vector(_COMPARE, _MASK if self.wide else mask, a, b, self.double)
         self.code.append(_GREATER)
 
+    def equal(self, mask: Vector, a: Vector, b: Vector) -> None:
+        """Where a = b, likewise."""
+        self._vector(_COMPARE, _MASK if self.wide else mask, a, b, self.double)
+        self.code.append(_EQUAL)
+
     def blend(self, to: Vector, a: Vector, b: Vector, mask: Vector) -> None:
-        """To ← b where a mask of :meth:`larger_than` says so, else a: vblendm, vblendv."""
+        """To ← b where a mask of :meth:`larger_than` or :meth:`equal` says so, else a: vblendm, vblendv."""
         if self.wide:
             self._vector(_BLEND_MASKED, to, a, b, self.double, _MASK)
         else:
