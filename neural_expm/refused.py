@@ -20,8 +20,8 @@ from . import exact
 from .kernels import assembled, newton
 from .kernels.calling import readable
 
-# The most steps of Newton's iteration: five bring all of ``sign_general(8, 0.1, 10)`` near but one in 1000, eight all of
-# ``sign_general(8, 0.01, 100)`` but one in 2000.
+# The most steps of Newton's iteration: five bring all of ``sign_general(8, 0.1, 10)`` near but one in 1000, and eight
+# all of ``sign_general(8, 0.01, 100)`` but one in 2000.
 STEPS = 8
 # Largest ‖ΔX‖‖X‖ of which no harm is feared: a hundredth of what the proof would allow, since it is of first order.
 HARMLESS = 0.01

@@ -149,7 +149,7 @@ def test_first_calls_in_two_threads_share_what_they_make(machine_code):
 
     def first() -> None:
         barrier.wait()
-        tables.append(kernel._table(passes, passes.general, 1))
+        tables.append(kernel._table(passes, passes.general, 1, (1e-9, 1e-3)))
 
     threads = [threading.Thread(target=first) for _ in range(4)]
     for thread in threads:

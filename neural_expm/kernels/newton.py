@@ -21,7 +21,7 @@ from .composition import Algebra, sign_stage
 from .eager import chunks, put, take
 from .layout import layout_for
 
-EARLY = 2  # steps that are taken without a look at the distance: fewer are hardly ever enough
+EARLY = 3  # steps that are taken before a look at the distance: fewer are hardly ever enough
 NEAR = 0.25  # θ: FINISHING Padé iterations bring it below a rounding in double
 FINISHING, PADE = 3, (15 / 8, -10 / 8, 3 / 8)
 

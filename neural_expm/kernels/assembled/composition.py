@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -32,35 +33,36 @@ class _Kernel(CompositionKernel, AssembledKernel):
         companions = torch.empty_like(result) if self.coupled else result
         bound, hermitian = self._bounds(A)
         radius = torch.full_like(bound, passes.general[2]).masked_fill_(hermitian, passes.hermitian[2])
-        record = Record(
-            scale=radius / bound.clamp_min(torch.finfo(real).tiny),
-            residual=torch.full((count,), math.inf, dtype=real, device=CPU),
-            passes=torch.zeros(count, dtype=torch.int64, device=CPU),
-            hermitian=hermitian,
-            failed=torch.full((count,), not trust, device=CPU),
-            any_failed=False,
-        )
+        scale = radius / bound.clamp_min(torch.finfo(real).tiny)
+        residual, verdict = notes = torch.full((NOTES, count), math.inf, dtype=real, device=CPU)
+        number = torch.zeros(count, dtype=torch.int64, device=CPU)
         possible = torch.isfinite(bound) | trust
-        for structure, kind in enumerate(passes.kinds):
-            rows, source = torch.nonzero(possible & (hermitian == bool(structure)))[:, 0], A
-            for taken in range(1, passes.most + 1):
+        waiting = [torch.nonzero(possible & like)[:, 0] for like in (~hermitian, hermitian)]
+        for taken in range(1, passes.most + 1):
+            for kind, rows in zip(passes.kinds, waiting, strict=True):
                 if not rows.numel():
-                    break
-                scale = record.scale if source is A else None
-                distance, size, ratio = self._pass(
-                    source, rows, scale, passes, kind, not trust, result, companions
-                )
-                sound, eta = ratio <= 1.0, distance.sqrt()
-                good = sound & (eta <= (accepted * size.clamp_min(1.0)).clamp_max(largest))
-                record.residual[rows] = torch.where(sound, eta, math.inf)
-                record.passes[rows] = torch.where(sound, taken, taken - 1)
-                if not trust:
-                    record.failed[rows] = ~good
-                rows, source = rows[sound & ~good & torch.isfinite(eta)], result
+                    continue
+                check = not trust and kind[1] is not None
+                job = self._job(rows, passes, kind, 1, check, (accepted, largest), result)
+                job.notes, job.notes_step = notes.data_ptr(), notes.stride(0) * notes.element_size()
+                job.companions, job.companions_step = companions.data_ptr(), job.out_step
+                job.scales = scale.data_ptr() if taken == 1 else 0
+                self._run("value", job, A if taken == 1 else result, rows.shape[0], kind, 1)
+            sound = torch.isfinite(residual)
+            residual.masked_fill_(~sound, math.inf)  # NaN, too
+            more = sound & ~(verdict <= 1.0)
+            if taken == 1:
+                number = sound.long()
+            else:
+                rows = torch.cat(waiting)
+                number[rows] = torch.where(sound[rows], taken, taken - 1)
+            waiting = [rows[more[rows]] for rows in waiting]
+            if not any(rows.numel() for rows in waiting):
+                break
         if self.coupled:
-            result.mul_(record.scale.rsqrt()[:, None, None])
-        record.any_failed = bool(record.failed.any())
-        return record
+            result.mul_(scale.rsqrt()[:, None, None])
+        failed = torch.zeros_like(hermitian) if trust else ~(verdict <= 1.0)
+        return Record(scale, residual, number, hermitian, failed, bool(failed.any()))
 
     def frechet(self, A: Tensor, E: Tensor, passes: Passes, course: Course, out: Tensor) -> None:
         """As :meth:`CompositionKernel.frechet`."""
@@ -69,7 +71,7 @@ class _Kernel(CompositionKernel, AssembledKernel):
             for number in range(1, passes.most + 1):
                 rows = torch.nonzero(like & (course.passes == number))[:, 0]
                 if rows.numel():
-                    job = self._job(rows, passes, kind, number, False, out)
+                    job = self._job(rows, passes, kind, number, False, (1.0, 1.0), out)
                     job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()
                     job.scales = course.scale.data_ptr()
                     self._run("frechet", job, A, rows.shape[0], kind, number)
@@ -82,41 +84,25 @@ class _Kernel(CompositionKernel, AssembledKernel):
     def _bounds(self, A: Tensor) -> tuple[Tensor, Tensor]:
         """The lesser of ‖A‖_F and ‖A²‖_F^{1/2}, neither of which the spectral radius exceeds; where A is Hermitian."""
         count = A.shape[0]
-        notes = self._notes(count)
+        # The last group of a batch fills as many places as there are lanes.
+        places = -(-count // self.lanes) * self.lanes
+        notes = torch.empty(NOTES, places, dtype=self.dtype.to_real(), device=CPU)
         job = Job(last=count - 1, notes=notes.data_ptr(), notes_step=notes.stride(0) * notes.element_size())
         self._run("bounds", job, A, count, None, 1)
-        bound, departure, _ = notes[:, :count]
+        bound, departure = notes[:, :count]
         return bound, departure == 0
 
-    def _pass(
+    def _job(
         self,
-        source: Tensor,
         rows: Tensor,
-        scale: Tensor | None,
         passes: Passes,
         kind: Kind,
+        number: int,
         check: bool,
-        result: Tensor,
-        companions: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass of some rows; for each its ‖X² − I‖², its ‖X‖², and the ratio of its certificate."""
-        count = rows.shape[0]
-        notes = self._notes(count)
-        job = self._job(rows, passes, kind, 1, check and kind[1] is not None, result)
-        job.notes, job.notes_step = notes.data_ptr(), notes.stride(0) * notes.element_size()
-        job.companions, job.companions_step = companions.data_ptr(), job.out_step
-        job.scales = 0 if scale is None else scale.data_ptr()
-        self._run("value", job, source, count, kind, 1)
-        distance, size, ratio = notes[:, :count]
-        return distance, size, ratio
-
-    def _notes(self, count: int) -> Tensor:
-        """Room for what a program notes; the last group of a batch fills as many places as there are lanes."""
-        places = -(-count // self.lanes) * self.lanes
-        return torch.empty(NOTES, places, dtype=self.dtype.to_real(), device=CPU)
-
-    def _job(self, rows: Tensor, passes: Passes, kind: Kind, number: int, check: bool, out: Tensor) -> Job:
-        table = self._table(passes, kind, number)
+        limits: tuple[float, float],
+        out: Tensor,
+    ) -> Job:
+        table = self._table(passes, kind, number, limits)
         return Job(
             out=out.data_ptr(),
             out_step=self.n**2 * out.element_size(),
@@ -137,16 +123,17 @@ class _Kernel(CompositionKernel, AssembledKernel):
         work = products * (2 * members - 1) * self.n**3 * program.shape.parts**2
         self._call(function, job, A, count, work, program.workspace())
 
-    def _table(self, passes: Passes, kind: Kind, number: int) -> Tensor:
+    def _table(self, passes: Passes, kind: Kind, number: int, limits: tuple[float, float]) -> Tensor:
         """The stages of so many passes as the code reads them, each number in all lanes of a register."""
-        key = "assembled", self.lanes, self.dtype.to_real(), kind is passes.hermitian, number
+        key = "assembled", self.lanes, self.dtype.to_real(), kind is passes.hermitian, number, limits
         if key not in passes.kept:
             stages, radii, _ = kind
-            limits = [math.inf] * len(stages) if radii is None else [radius * radius for radius in radii]
-            rows = [_numbers(stage, limit) for stage, limit in zip(stages, limits, strict=True)] * number
-            table = torch.tensor(rows, dtype=torch.float64, device=CPU).to(self.dtype.to_real())
+            squares = [math.inf] * len(stages) if radii is None else [radius * radius for radius in radii]
+            rows = [_numbers(stage, r) for stage, r in zip(stages, squares, strict=True)] * number
+            numbers = [*chain.from_iterable(rows), *(1 / limit for limit in limits)]
+            table = torch.tensor(numbers, dtype=torch.float64, device=CPU).to(self.dtype.to_real())
             # The first one made stays, whatever other threads make: a job only points to it.
-            passes.kept.setdefault(key, table.reshape(-1, 1).repeat(1, self.lanes))
+            passes.kept.setdefault(key, table[:, None].repeat(1, self.lanes))
         return passes.kept[key]
 
 

@@ -11,15 +11,17 @@ exceed one: the least of ‖W‖²/L², ‖W − I‖²/(L − 1)² and ‖W²�
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from .lanes import AT, Shape
 from .notes import NotingLanes
-from .x86 import R9, R10, R11, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
+from .x86 import R8, R9, R10, R11, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
 
-# What a table has for each stage: a, b, c and the factors of the five squared norms.
+# What a table has for each stage: a, b, c and the factors of the five squared norms.  Behind the last one stand 1 over
+# the largest η that is taken, in units of max(1, ‖X‖²) and as it is.
 STAGE = 8
-NOTES = 3  # of each matrix: ‖W − I‖² and ‖X‖² after the pass, and the largest ratio
+NOTES = 2  # of each matrix
 
 
 class Program(NotingLanes):
@@ -74,12 +76,7 @@ class Program(NotingLanes):
             for _ in self._stages():
                 self._certify()
             self._square()
-            self.measured(self.W)
-            self.note(1, 0)
-            self.measured(R10)
-            self.note(0, 1)
-            asm.load(0, self.lost)
-            self.note(0, 2)
+            self._judge()
             self.store("out", R10)
             if self.coupled:
                 self.store("companions", R9)
@@ -156,6 +153,50 @@ class Program(NotingLanes):
         asm.larger_than(mask, lost, one)
         asm.blend(ratio, ratio, zero, mask)
         asm.store(self.open, ratio)
+
+    def _judge(self) -> None:
+        """Record η = ‖W − I‖, infinite or NaN where the certificate is lost, and what it is of the most allowed."""
+        asm = self.asm
+        eta, size, lost, one, mask, verdict, x, zero = 2, 0, 3, 4, 5, 6, 7, 8
+        self.measured(self.W)
+        asm.root(eta, 1)
+        asm.store(self.ratio, eta)
+        self.measured(R10)
+        asm.load(eta, self.ratio)
+        asm.load(lost, self.lost)
+        asm.load(one, self.all_lanes(1.0))
+        asm.zero(zero)
+        asm.load(x, self.all_lanes(math.inf))
+        asm.larger_than(mask, lost, one)
+        asm.blend(x, zero, x, mask)
+        asm.add(eta, eta, x)
+        asm.multiply_add(eta, lost, zero)  # NaN in one that is NaN
+        asm.larger(x, one, size)
+        asm.multiply(verdict, eta, Memory(R14))
+        asm.divide(verdict, verdict, x)
+        asm.multiply(x, eta, Memory(R14, self.register))
+        asm.larger(verdict, x, verdict)
+        asm.store(self.open, verdict)
+        asm.store(self.ratio, eta)
+        for which, number in enumerate((self.ratio, self.open)):
+            self._record(number, which)
+
+    def _record(self, numbers: Memory, which: int) -> None:
+        """Write a number of each lane to the place of its matrix among the notes."""
+        asm = self.asm
+        asm.get(RDX, AT["notes_step"])
+        asm.constant(RAX, which)
+        asm.times(RDX, RAX)
+        asm.plus(RDX, AT["notes"])
+        asm.address(RDI, numbers)
+        for _ in self.lanes():
+            asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
+            asm.constant(RCX, asm.entry_bytes)
+            asm.times(RAX, RCX)
+            asm.plus(RAX, RDX)
+            asm.get(RCX, Memory(RDI), asm.entry_bytes)
+            asm.put(Memory(RAX), RCX, asm.entry_bytes)
+            asm.plus_constant(RDI, asm.entry_bytes)
 
     # --- a group ------------------------------------------------------------------------------------------------------
 
