@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .kernels.reference import block_triangular
+from .kernels.reference import adjoint_of_frechet, balance, block_triangular
 
 
 class Evaluator(Protocol):
@@ -118,28 +118,76 @@ class _TransformedValue(_ValueRules):
         return matrix_function(_front(A, in_dims[0], info.batch_size), evaluator.renewed()), 0
 
 
+# In the rule of a forward mode torch drops the tangents that outer ones have given to what its operations read, but not
+# to what an autograd function reads: without the two that follow a derivative nested three deep would be zero.
+
+
+class _Block(torch.autograd.Function):
+    """[[A, cE], [0, A]], linear in both."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(A: Tensor, E: Tensor, factor: Tensor) -> Tensor:
+        return block_triangular(A, E * factor, A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor, None]:
+        (factor,), n = ctx.saved_tensors, G.shape[-1] // 2
+        return G[..., :n, :n] + G[..., n:, n:], G[..., :n, n:] * factor, None
+
+    @staticmethod
+    def jvp(ctx: Any, dA: Tensor, dE: Tensor, _: None) -> Tensor:
+        return _Block.apply(dA, dE, ctx.saved_tensors[0])
+
+
+class _Corner(torch.autograd.Function):
+    """The upper right block of M over c."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(M: Tensor, factor: Tensor) -> Tensor:
+        n = M.shape[-1] // 2
+        return M[..., :n, n:] / factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        zero = torch.zeros_like(G)
+        return block_triangular(zero, G / ctx.saved_tensors[0], zero), None
+
+    @staticmethod
+    def jvp(ctx: Any, dM: Tensor, _: None) -> Tensor:
+        return _Corner.apply(dM, ctx.saved_tensors[0])
+
+
 class _FrechetRules(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         A, E = ctx.saved_tensors
-        n = A.shape[-1]
         if not ctx.needs_input_grad[0]:
             return None, frechet(A.mH, H, ctx.evaluator), None
-        # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
-        M = block_triangular(A, E, A)
-        zero = torch.zeros_like(H)
-        gradient = frechet(M.mH, block_triangular(zero, H, zero), ctx.evaluator.renewed())
-        return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], None
+        evaluator = ctx.evaluator.renewed()
+        return *adjoint_of_frechet(A, E, H, lambda M, B: frechet(M, B, evaluator)), None
 
     @staticmethod
     def jvp(ctx: Any, dA: Tensor | None, dE: Tensor | None, _: None) -> Tensor:
         A, E = ctx.saved_tensors
-        n = A.shape[-1]
         dA = torch.zeros_like(A) if dA is None else dA
         dE = torch.zeros_like(E) if dE is None else dE
-        return frechet(block_triangular(A, E, A), block_triangular(dA, dE, dA), ctx.evaluator.renewed())[
-            ..., :n, n:
-        ]
+        factor = balance(A, E)
+        M, dM = _Block.apply(A, E, factor), _Block.apply(dA, dE, factor)
+        return _Corner.apply(frechet(M, dM, ctx.evaluator.renewed()), factor)
 
 
 class _Frechet(_FrechetRules):

@@ -17,10 +17,14 @@ import torch
 from torch import Tensor
 
 from .domain import is_finite, is_hermitian, largest_part
+from .kernels.reference import balance, block_triangular
 
 MAX_ITERATIONS = 60
 # Newton's relative residual beyond which a result is not trusted and goes to the Schur form: a few hundred roundings.
 TRUSTED_RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-12}
+# Largest ‖ΔX‖‖X‖ near a sign X of which no harm is feared.  The resolvent on the axis is below 1.3 ‖X‖ there: no
+# eigenvalue has crossed it while this is below ¾; a hundredth is allowed where ΔX is known to first order.
+HARMLESS = 0.01
 # An eigenvalue this close to the forbidden line, relative to ‖A‖_F, is on it to working precision.
 ON_THE_LINE = {torch.float32: 1e-6, torch.float64: 1e-14}
 
@@ -54,9 +58,10 @@ def expm(A: Tensor) -> tuple[Tensor, Tensor]:
 
 def expm_frechet(A: Tensor, E: Tensor) -> Tensor:
     """L(A, E) as the upper right block of exp([[A, E], [0, A]]) (Mathias 1996, SIAM J. Matrix Anal. Appl. 17(3))."""
-    n = A.shape[-1]
-    block = torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), A], -1)], -2)
-    return expm(block)[0][:, :n, n:]
+    n, factor = A.shape[-1], balance(A, E)
+    if n == 1:
+        return expm(A)[0] * E
+    return expm(block_triangular(A, E * factor, A))[0][:, :n, n:] / factor
 
 
 # --- sign -------------------------------------------------------------------------------------------------------------
@@ -68,13 +73,18 @@ def sign(A: Tensor) -> tuple[Tensor, Tensor]:
     Source: Higham, *Functions of Matrices*, (5.16) with scaling (5.37); algorithm 5.5.
     """
     A, _ = _normalized(A)
-    X, inverse, _ = _newton(A)
-    residual = _norm(X @ X - _eye(X)) / _norm(X).square().clamp_min(1.0)
-    commutes = _norm(A @ X - X @ A) / (_norm(A) * _norm(X)).clamp_min(torch.finfo(_real(A.dtype)).tiny)
-    good = torch.maximum(residual, commutes) <= TRUSTED_RESIDUAL[_real(A.dtype)]
-    # N = A·S has its spectrum strictly on the right unless an eigenvalue of A is (nearly) on the axis.
-    near = _norm(A) * _norm(inverse) > 0.01 / torch.finfo(_real(A.dtype)).eps
-    return _rescue(A, X, good & ~near, _sign_schur)
+    X, inverse, roundings, _ = _newton(A)
+    real, size = _real(A.dtype), _norm(X)
+    residual = _norm(X @ X - _eye(X)) / size.square().clamp_min(1.0)
+    commutes = _norm(A @ X - X @ A) / (_norm(A) * size).clamp_min(torch.finfo(real).tiny)
+    good = torch.maximum(residual, commutes) <= TRUSTED_RESIDUAL[real]
+    good &= _norm(A) * _norm(inverse) <= 0.01 / torch.finfo(real).eps
+    # Whether rounding may have carried an eigenvalue over the axis; if so, N = A·S says whether any was.
+    doubtful = torch.nonzero(good & ~(roundings * torch.finfo(real).eps * size <= HARMLESS))[:, 0]
+    if doubtful.numel():
+        N = A[doubtful] @ X[doubtful]
+        good[doubtful] = torch.linalg.eigvals(N).real.amin(-1) > ON_THE_LINE[real] * _norm(N)
+    return _rescue(A, X, good, _sign_schur)
 
 
 def _eye(X: Tensor) -> Tensor:
@@ -82,19 +92,22 @@ def _eye(X: Tensor) -> Tensor:
 
 
 @overload
-def _newton(A: Tensor) -> tuple[Tensor, Tensor, None]: ...
+def _newton(A: Tensor) -> tuple[Tensor, Tensor, Tensor, None]: ...
 @overload
-def _newton(A: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
-def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _newton(A: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """X ← ½(μX + (μX)⁻¹) and, beside it, C ← ½(μC + μ⁻¹ X⁻¹CX⁻¹); also A⁻¹ from the first step.
 
-    Each matrix stops for itself, so that no result depends on its neighbours in the batch.
+    Third comes how many roundings, in ‖·‖₂ and to first order, those of the steps far from the sign amount to at most:
+    a step multiplies what there is by at most ½(μ + ‖X⁻¹‖²/μ).  Each matrix stops for itself, so that no result depends
+    on its neighbours in the batch.
     """
     X, first = A.clone(), A.clone()
     C = None if C is None else C.clone()
     active = torch.arange(A.shape[0], device=A.device)
     tolerance = A.shape[-1] * torch.finfo(_real(A.dtype)).eps
     scaling = torch.ones(A.shape[0], dtype=torch.bool, device=A.device)
+    roundings = torch.zeros(A.shape[0], dtype=_real(A.dtype), device=A.device)
     for iteration in range(MAX_ITERATIONS):
         if not active.numel():
             break
@@ -103,11 +116,18 @@ def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor 
         if iteration == 0:
             first = inverse
         modulus, inverse_modulus = now.abs(), inverse.abs()
-        ratio = (inverse_modulus.sum(-1).amax(-1) * inverse_modulus.sum(-2).amax(-1)) / (
-            modulus.sum(-1).amax(-1) * modulus.sum(-2).amax(-1)
-        )
-        mu = torch.where(scaling[active], ratio.pow(0.25), 1.0)
+        # Squares of upper bounds of ‖X‖₂ and ‖X⁻¹‖₂.
+        square = modulus.sum(-1).amax(-1) * modulus.sum(-2).amax(-1)
+        inverse_square = inverse_modulus.sum(-1).amax(-1) * inverse_modulus.sum(-2).amax(-1)
+        far = scaling[active]
+        mu = torch.where(far, (inverse_square / square).pow(0.25), 1.0)
         mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
+        size, inverse_size = mu * square.sqrt(), inverse_square.sqrt() / mu
+        before = roundings[active]
+        after_step = 0.5 * (
+            (mu + inverse_size.square() * mu) * before + size + (1 + size * inverse_size) * inverse_size
+        )
+        roundings[active] = torch.where(far, after_step, before)
         after = 0.5 * (_column(mu, now) * now + inverse / _column(mu, now))
         X[active] = after
         if C is not None:
@@ -120,7 +140,7 @@ def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor 
         # Quadratic: a change of √tolerance now is one of about tolerance after one more step.
         finished = ~(change > tolerance) | ~torch.isfinite(change)
         active = active[~finished]
-    return X, first, C
+    return X, first, roundings, C
 
 
 def _sign_triangular(T: np.ndarray) -> np.ndarray:
@@ -141,10 +161,20 @@ def _sign_triangular(T: np.ndarray) -> np.ndarray:
 def _sign_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
     import scipy.linalg  # here and below: most programs never need a rescue, and the import is slow
 
-    T, Z = scipy.linalg.schur(A.astype(np.complex128), output="complex")
+    # Of a badly scaled matrix the small entries would drown in the rounding of the Schur form.
+    B, D = scipy.linalg.matrix_balance(A.astype(np.complex128))
+    T, Z = scipy.linalg.schur(B, output="complex")
     if np.any(np.abs(np.diag(T).real) <= tolerance * max(np.linalg.norm(T), np.finfo(float).tiny)):
         return None
-    return Z @ _sign_triangular(T) @ Z.conj().T
+    S = Z @ _sign_triangular(T) @ Z.conj().T
+    # A rounding can bring two eigenvalues on both sides of the axis together on it where ‖S‖² is as large as 1/eps; a
+    # triangular matrix has had none.
+    if np.any(np.tril(B, -1)) and np.finfo(float).eps * np.linalg.norm(S) ** 2 > HARMLESS:
+        return None
+    rows, columns = np.nonzero(D)
+    inverse = np.zeros_like(D)
+    inverse[columns, rows] = 1 / D[rows, columns]
+    return D @ S @ inverse
 
 
 def sign_frechet(A: Tensor, E: Tensor) -> Tensor:
@@ -152,7 +182,9 @@ def sign_frechet(A: Tensor, E: Tensor) -> Tensor:
     (A, of_A), (E, of_E) = _normalized(A), _normalized(E)
     S, undefined = sign(A)
     S = torch.where(undefined[:, None, None], torch.nan, S)
-    return sylvester(A @ S, E - S @ E @ S) * (of_A / of_E)
+    L = sylvester(A @ S, E - S @ E @ S)
+    # S L + L S = 0: what else there is rounding has left, times one over the distance of eigenvalues from the axis.
+    return 0.5 * (L - S @ L @ S) * (of_A / of_E)
 
 
 # --- square root -----------------------------------------------------------------------------------------------------
@@ -174,8 +206,14 @@ def sqrtm(A: Tensor) -> tuple[Tensor, Tensor]:
     rest = torch.nonzero(~hermitian)[:, 0]
     if rest.numel():
         B = A[rest]
-        Y = _denman_beavers(B)
-        good = _norm(Y @ Y - B) / _norm(Y).square() <= TRUSTED_RESIDUAL[_real(A.dtype)]
+        Y, roundings = _denman_beavers(B)
+        real, size = _real(A.dtype), _norm(Y)
+        good = _norm(Y @ Y - B) / size.square() <= TRUSTED_RESIDUAL[real]
+        # As for the sign; here Y itself says where it lies.
+        doubtful = torch.nonzero(good & ~(roundings * torch.finfo(real).eps <= HARMLESS))[:, 0]
+        if doubtful.numel():
+            smallest = torch.linalg.eigvals(Y[doubtful]).real.amin(-1)
+            good[doubtful] = smallest > ON_THE_LINE[real] * size[doubtful]
         X[rest], undefined[rest] = _rescue(B, Y, good, _sqrtm_schur)
     return X / factor.sqrt(), undefined
 
@@ -189,22 +227,28 @@ def _sqrtm_hermitian(A: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * roots[:, None, :]) @ vectors.mH, undefined
 
 
-def _denman_beavers(A: Tensor) -> Tensor:
+def _denman_beavers(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The root, and how many roundings those of M → I amount to at most, as for ``_newton``."""
     n = A.shape[-1]
     eye = _eye(A)
     X, M = A.clone(), A.clone()
     active = torch.arange(A.shape[0], device=A.device)
     scaling = torch.ones(A.shape[0], dtype=torch.bool, device=A.device)
     tolerance = n * torch.finfo(_real(A.dtype)).eps
+    roundings = torch.zeros(A.shape[0], dtype=_real(A.dtype), device=A.device)
     for _ in range(MAX_ITERATIONS):
         if not active.numel():
             break
         now = M[active]
         inverse, _ = torch.linalg.inv_ex(now)
         logdet = torch.linalg.slogdet(now).logabsdet
-        mu = torch.where(scaling[active], torch.exp(-logdet / (2 * n)), 1.0)
+        far = scaling[active]
+        mu = torch.where(far, torch.exp(-logdet / (2 * n)), 1.0)
         mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
         c = _column(mu, now)
+        size, inverse_size, before = mu**2 * _norm(now), _norm(inverse) / mu**2, roundings[active]
+        grown = (mu**2 * (1 + inverse_size**2)) * before + size + (1 + size * inverse_size) * inverse_size
+        roundings[active] = torch.where(far, 0.25 * grown, before)
         X[active] = 0.5 * c * X[active] @ (eye + inverse / c**2)
         after = 0.5 * (eye + 0.5 * (c**2 * now + inverse / c**2))
         M[active] = after
@@ -213,7 +257,7 @@ def _denman_beavers(A: Tensor) -> Tensor:
         active = active[
             (distance > tolerance) & torch.isfinite(distance) & ((after - now).flatten(1).abs().amax(1) > 0)
         ]
-    return X
+    return X, roundings
 
 
 def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
@@ -223,7 +267,11 @@ def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
         return None
     import scipy.linalg
 
-    return scipy.linalg.sqrtm(A)
+    X = scipy.linalg.sqrtm(A)
+    # As for the sign: a rounding can bring two eigenvalues on both sides of the axis together on it.
+    if np.any(np.tril(A, -1)) and np.finfo(float).eps * np.linalg.norm(X) ** 2 > HARMLESS * size:
+        return None
+    return X
 
 
 def sqrtm_frechet(A: Tensor, E: Tensor) -> Tensor:
@@ -255,7 +303,7 @@ def sylvester(N: Tensor, C: Tensor) -> Tensor:
     Newton for the sign of [[N, C], [0, −N]], blockwise (Roberts 1980, Int. J. Control 32(4)); Bartels–Stewart
     (``scipy.linalg.solve_sylvester``) where its residual is not small.
     """
-    L = 0.5 * _newton(N, C)[2]
+    L = 0.5 * _newton(N, C)[3]
     residual = _norm(N @ L + L @ N - C) / (_norm(N) * _norm(L) + _norm(C)).clamp_min(1e-300)
     known = is_finite(N) & is_finite(C)
     for i in torch.nonzero(known & ~(residual <= TRUSTED_RESIDUAL[_real(N.dtype)])).flatten().tolist():

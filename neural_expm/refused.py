@@ -2,9 +2,8 @@
 
 Newton's map keeps both half-planes whatever the angles of the eigenvalues, and four or five steps bring nearly every
 matrix so near to its sign that products take over.  A matrix answered here counts as one for the exact algorithm, and
-more is asked of it than there: besides a result that squares to I and commutes with A, a proof, to first order, that
-rounding has carried no eigenvalue over the axis.  Where X² = I the resolvent on the axis is below 1.3 ‖X‖, so none has
-while ‖ΔX‖‖X‖ < ¾.  Whatever fails any of these goes to ``exact.sign``.
+as much is asked of it: a result that squares to I and commutes with A, and a proof, to first order, that rounding has
+carried no eigenvalue over the axis.  Whatever fails any of these goes to ``exact.sign``, which looks at eigenvalues.
 
 The derivative is that of the same maps, every scaling held.
 
@@ -23,8 +22,6 @@ from .kernels.calling import readable
 # The most steps of Newton's iteration: five bring all of ``sign_general(8, 0.1, 10)`` near but one in 1000, and eight
 # all of ``sign_general(8, 0.01, 100)`` but one in 2000.
 STEPS = 8
-# Largest ‖ΔX‖‖X‖ of which no harm is feared: a hundredth of what the proof would allow, since it is of first order.
-HARMLESS = 0.01
 
 
 def sign(A: Tensor, rows: Tensor, out: Tensor) -> Tensor:
@@ -60,5 +57,5 @@ def _convincing(evidence: newton.Evidence) -> Tensor:
     trusted, eps = exact.TRUSTED_RESIDUAL[size.dtype], torch.finfo(size.dtype).eps
     good = residual <= trusted * size.square().clamp_min(1.0)
     good &= commutator <= trusted * (matrix * size)
-    good &= roundings * eps * size.square() <= HARMLESS
+    good &= roundings * eps * size.square() <= exact.HARMLESS
     return good & torch.isfinite(matrix * size)  # beside an infinity everything is small

@@ -98,7 +98,7 @@ class Surrogate(nn.Module):
 
     def run_frechet(self, A: Tensor, E: Tensor, outcome: Outcome) -> Tensor:
         """L(A, E) of the function itself, by the default network with the exact algorithm beside it."""
-        return Route(self.record.function, self.default(A.dtype), "exact").frechet(A, E)
+        return Route(self.record.function, self.default(A.dtype.to_real()), "exact").frechet(A, E)
 
     def program(self) -> Callable[[Tensor], Tensor]:
         """The network alone, for ``torch.compile`` with ``outside="trust"``."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cases
 import pytest
 import torch
@@ -166,3 +168,84 @@ def test_a_loaded_network_is_a_frozen_differentiable_module():
     network(A).sum().backward()
     assert A.grad is not None
     assert all(not p.requires_grad and p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6, 1e-9, 1e-12])
+def test_the_derivative_of_sign_near_the_axis(distance):
+    """Well conditioned for a normal matrix: eigenvalues on both sides lie far apart, however near the axis."""
+    Q = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=cases.generator(0)))[0]
+    E = torch.randn(4, 4, dtype=torch.float64, generator=cases.generator(1))
+    values = torch.tensor(
+        [distance + 1j, distance - 1j, -distance + 0.5j, -distance - 0.5j], dtype=torch.complex128
+    )
+    blocks = torch.block_diag(
+        *(torch.tensor([[v.real, v.imag], [-v.imag, v.real]], dtype=torch.float64) for v in values[::2])
+    )
+    A = Q @ blocks @ Q.mT
+    derivative = F.jvp(neural_expm.sign, (A[None],), (E[None],))[1][0]
+    # L = V ((sᵢ − sⱼ)/(λᵢ − λⱼ) ∘ V⁻¹EV) V⁻¹, with the eigenvectors of the blocks.
+    turn = torch.tensor([[1, 1], [1j, -1j]], dtype=torch.complex128) / 2**0.5
+    V = Q.to(torch.complex128) @ torch.block_diag(turn, turn)
+    s = values.real.sign()
+    apart = torch.where(s[:, None] != s, values[:, None] - values, 1.0)
+    truth = (V @ ((s[:, None] - s) / apart * (V.mH @ E.to(V) @ V)) @ V.mH).real
+    assert float(cases.relative(derivative[None], truth[None])) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["expm", "sign", "sqrtm"])
+def test_second_derivatives_do_not_depend_on_the_size_of_the_cotangent(name):
+    A = torch.stack([_well_split(3, 0), _well_split(3, 1)]).requires_grad_()
+    G, E = (torch.randn(2, 3, 3, dtype=torch.float64, generator=cases.generator(i)) for i in (1, 2))
+
+    def second(size: float) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(FUNCTIONS[name](A), A, G * size, create_graph=True)
+        return torch.autograd.grad(slope, A, E)[0] / size
+
+    truth = second(1.0)
+    for size in (1e-100, 1e-8, 1e8, 1e100):
+        assert float(cases.relative(second(size), truth).max()) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["expm", "sign", "sqrtm"])
+def test_forward_mode_nested_three_and_four_deep(name):
+    """The third and the fourth derivative along a line, beside a polynomial through values on it."""
+    A, E = _well_split(3, 0), _well_split(3, 1) - torch.eye(3, dtype=torch.float64)
+    function = FUNCTIONS[name]
+
+    def along(f):
+        return lambda X: F.jvp(f, (X,), (E,))[1]
+
+    # Taylor coefficients of t ↦ f(A + tE) by the discrete Fourier transform on a small circle.
+    circle = 0.05 * torch.exp(2j * torch.pi * torch.arange(32, dtype=torch.float64) / 32)
+    values = function(A + circle[:, None, None] * E)
+    coefficients = torch.fft.fft(values, dim=0).real / 32
+    third = along(along(along(function)))
+    for order, derivative in ((3, third(A)), (4, along(third)(A))):
+        truth = coefficients[order] * math.factorial(order) / 0.05**order
+        assert float(cases.relative(derivative[None], truth[None])) < 1e-7
+    twice_forward = F.jacfwd(F.jacfwd(F.jacrev(lambda X: function(X).pow(2).sum())))(A)
+    assert float(
+        (twice_forward - F.jacrev(F.jacrev(F.jacrev(lambda X: function(X).pow(2).sum())))(A)).norm()
+    ) < (1e-9 * float(twice_forward.norm()))
+
+
+def test_the_gradient_outside_the_domain_does_not_depend_on_the_size_of_the_cotangent():
+    noise = torch.randn(8, 8, dtype=torch.float64, generator=cases.generator(0))
+    A, G = noise - noise.mT, torch.randn(8, 8, dtype=torch.float64, generator=cases.generator(1))
+    A = A / A.norm() * 900
+
+    def gradient(size: float) -> torch.Tensor:
+        leaf = A.clone().requires_grad_()
+        return torch.autograd.grad(neural_expm.expm(leaf), leaf, G * size)[0] / size
+
+    assert not bool(neural_expm.explain("expm", A).inside)
+    for size in (1e-200, 1e20, 1e200):
+        assert float(cases.relative(gradient(size)[None], gradient(1.0)[None])) < 1e-13
+
+
+def test_a_complex_matrix_at_a_real_checkpoint_has_a_gradient():
+    A = (0.1 * cases.ginibre(3, 2, dtype=torch.complex64)).requires_grad_()
+    G = torch.ones(2, 3, 3, dtype=torch.complex64)
+    (ours,) = torch.autograd.grad(neural_expm.expm(A, model="expm-relu-n3-10k"), A, G)
+    (theirs,) = torch.autograd.grad(torch.linalg.matrix_exp(A), A, G)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

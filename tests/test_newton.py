@@ -83,7 +83,7 @@ def test_rounding_is_never_underestimated():
         A = data.sample("sign_general", 6, 300, cases.generator(seed), **draw).float()
         S, _, evidence = newton.sign(A, None, 12)
         size, harm = evidence.size.double(), evidence.roundings.double() * eps
-        near = (evidence.residual < 1e-3) & (harm * size**2 <= refused.HARMLESS)
+        near = (evidence.residual < 1e-3) & (harm * size**2 <= exact.HARMLESS)
         assert int(near.sum()) > 30
         right = torch.from_numpy(truth.sign(A[near].double().numpy())).double()
         # Near a sign its derivative is at most ½(1 + ‖S‖²).

@@ -263,3 +263,46 @@ def test_no_unit_of_the_matrix_matters(function, dtype):
         factor, steep = (1.0, 4.0**-k) if function == "sign" else (2.0**k, 2.0**-k)
         assert float(cases.relative(got / factor, value).max()) < 100 * torch.finfo(dtype).eps
         assert float(cases.relative(slope / steep, gradient).max()) < 1e4 * torch.finfo(dtype).eps
+
+
+def _undefined(function: str) -> dict[str, torch.Tensor]:
+    """Matrices without a sign, or a principal root, that rounding would carry off the forbidden line."""
+    g = cases.generator(7)
+    skew = {}
+    for n in (2, 4, 6, 8, 12, 18):
+        noise = torch.randn(n, n, dtype=torch.float64, generator=g)
+        skew[f"skew {n}"] = noise - noise.mT
+    noise = torch.randn(4, 4, dtype=torch.complex128, generator=g)
+    skew["skew Hermitian"] = noise - noise.mH
+    nilpotent = torch.tensor([[8.0, -8.0], [8.0, -8.0]], dtype=torch.float64)
+    if function == "sign":
+        return {**skew, "nilpotent": nilpotent, "complex nilpotent": nilpotent.to(torch.complex128)}
+    P = torch.randn(3, 3, dtype=torch.float64, generator=g)
+    twice = P @ torch.diag(torch.tensor([-1.0, -1.0, 2.0], dtype=torch.float64)) @ torch.linalg.inv(P)
+    turned = (
+        torch.tensor([[-5.0, 9.0], [-4.0, 7.0]], dtype=torch.float64) @ torch.diag(-torch.ones(2)).double()
+    )
+    return {"twice −1": twice, "Jordan block at −1": turned, "nilpotent": nilpotent}
+
+
+@pytest.mark.parametrize("function", ["sign", "sqrtm"])
+def test_what_does_not_exist_is_never_answered(function):
+    """Newton's iteration from the axis ends at some involution that commutes with A; no residual shows that."""
+    call = getattr(neural_expm, function)
+    for name, A in _undefined(function).items():
+        batch = torch.stack([torch.eye(A.shape[0], dtype=A.dtype), A])
+        with pytest.raises(neural_expm.UndefinedFunctionError, match=r"batch index \(1,\)"):
+            call(batch)
+        value = call(batch, outside="nan")
+        assert bool(torch.isnan(value[1]).all()), name
+        assert not bool(torch.isnan(value[0]).any()), name
+
+
+def test_badly_scaled_matrices_have_their_signs():
+    triangular = torch.tensor([[1.0, 1e9], [0.0, -1.0]], dtype=torch.float64)
+    D = torch.diag(torch.tensor([1.0, 1e-7, 1e5], dtype=torch.float64))
+    core = torch.tensor([[1.0, 0.4, 0.1], [0.3, -1.2, 0.2], [-0.2, 0.5, 0.8]], dtype=torch.float64)
+    expected = neural_expm.sign(core)
+    torch.testing.assert_close(neural_expm.sign(triangular)[0, 1], triangular[0, 1])
+    scaled = neural_expm.sign(D @ core @ torch.linalg.inv(D))
+    torch.testing.assert_close(torch.linalg.inv(D) @ scaled @ D, expected, rtol=1e-9, atol=1e-9)

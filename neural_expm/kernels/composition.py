@@ -129,6 +129,19 @@ def sign_stage(algebra: Algebra, X: Tensor, W: Tensor, square: Tensor, stage: St
     return result
 
 
+def tangent(algebra: Algebra, pair: Tensor) -> None:
+    """The derivative dS beside a sign S ← ½(dS − S dS S), which is what S dS + dS S = 0, for S² = I, leaves of it.
+
+    What it removes is zero but for rounding, which eigenvalues near the axis would enlarge by one over their distance.
+    """
+    (S, slope), layout = pair, algebra.layout
+    left, both = algebra.like(S), algebra.like(S)
+    layout.multiply(S, slope, left)
+    layout.multiply(left, S, both)
+    slope.sub_(both).mul_(0.5)
+    algebra.release(left, both)
+
+
 def root_stage(
     algebra: Algebra, Y: Tensor, Z: Tensor, W: Tensor, square: Tensor, stage: Stage
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .composition import Algebra, Stage, root_stage, sign_stage
+from .composition import Algebra, Stage, root_stage, sign_stage, tangent
 from .layout import BatchFirst
 
 # The stages of a pass, their R_t (None: nothing to check), and the scale that the first of them wants.
@@ -105,8 +105,9 @@ class CompositionKernel:
         W = algebra.multiply(X, X)
         return (sign_stage(algebra, X, W, algebra.multiply(W, W), stage),)
 
+    @abstractmethod
     def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
-        return X
+        """The value and the derivative from the state after the last stage."""
 
     def _spectrum(self) -> Tensor:
         """Eigenvalues near which the check computes."""
@@ -152,6 +153,10 @@ class SignCheck(CompositionKernel):
     """Of the kernels of sign."""
 
     hopeless: ClassVar[list[int]] = []
+
+    def _finish(self, X: Tensor, scale: Tensor) -> Tensor:
+        tangent(Algebra(BatchFirst, True), X)
+        return X
 
     def _spectrum(self) -> Tensor:
         # Of both signs: at a definite matrix the derivative is zero.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..domain import frobenius_norm
-from .composition import Algebra, sign_stage
+from .composition import Algebra, sign_stage, tangent
 from .eager import chunks, put, take
 from .layout import layout_for
 
@@ -53,8 +53,23 @@ def sign(A: Tensor, E: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None
         steps: of Newton's, the most that are taken, at least EARLY.
     """
     A = A.resolve_conj()
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    S, _, roundings = _iterate(A, None, steps)
+    commutator = frobenius_norm((A @ S).baddbmm_(S, A, alpha=-1))
+    evidence = Evidence(
+        frobenius_norm(S @ S - eye), frobenius_norm(S), roundings, frobenius_norm(A), commutator
+    )
+    if E is None:
+        return S, None, evidence
+    # What makes no difference to the sign would grow on the way by one over the distance of eigenvalues from the axis,
+    # and its rounding with it.
+    return *_iterate(A, 0.5 * (E - S @ E @ S), steps)[:2], evidence
+
+
+def _iterate(A: Tensor, E: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The sign, its derivative in direction E, and the roundings."""
     X = A.clone(memory_format=torch.contiguous_format)
-    D = None if E is None else E.resolve_conj().clone(memory_format=torch.contiguous_format)
+    D = None if E is None else E.clone(memory_format=torch.contiguous_format)
     roundings = torch.zeros(A.shape[0], dtype=A.dtype.to_real(), device=A.device)
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     far = torch.arange(A.shape[0], device=A.device)  # each matrix stops for itself
@@ -73,12 +88,7 @@ def sign(A: Tensor, E: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None
         roundings[far] = (0.5 * (1 + c) * roundings[far] + c) * cancellation
         if step >= EARLY:
             far = far[frobenius_norm(following @ following - eye) > NEAR]
-    S, L = _finished(X, D)
-    commutator = frobenius_norm((A @ S).baddbmm_(S, A, alpha=-1))
-    evidence = Evidence(
-        frobenius_norm(S @ S - eye), frobenius_norm(S), roundings, frobenius_norm(A), commutator
-    )
-    return S, L, evidence
+    return *_finished(X, D), roundings
 
 
 def _finished(X: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -92,6 +102,8 @@ def _finished(X: Tensor, D: Tensor | None) -> tuple[Tensor, Tensor | None]:
         for _ in range(FINISHING):
             W = algebra.multiply(state, state)
             state = sign_stage(algebra, state, W, algebra.multiply(W, W), PADE)
+        if algebra.dual:
+            tangent(algebra, state)
         for member, place in zip(members, state if algebra.dual else [state], strict=True):
             put(member, at, algebra.layout.matrices(place))
         algebra.release(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,3 +50,30 @@ def exponential(A: Tensor, heads: Sequence[Tensor], readout: Tensor, squarings: 
 def block_triangular(A: Tensor, E: Tensor, B: Tensor) -> Tensor:
     """[[A, E], [0, B]], shape (*, 2n, 2n): f of it with B = A holds L(A, E) in its upper right block (Mathias 1996)."""
     return torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), B], -1)], -2)
+
+
+def balance(A: Tensor, E: Tensor) -> Tensor:
+    """A power of two for each matrix, shape (*, 1, 1), that brings E to the size of A; 1 where there is none.
+
+    L(A, E) is linear in E, and in the block triangular matrix of both the larger one would drown the smaller.
+    """
+    if not A.numel():
+        return A.detach().real.new_ones(())
+    size, other = (X.detach().abs().amax((-2, -1), keepdim=True) for X in (A, E))
+    ratio = torch.where(size > 0, size, 1.0) / other
+    usable = torch.isfinite(ratio) & (ratio > 0)
+    return torch.exp2(torch.log2(torch.where(usable, ratio, 1.0)).round())
+
+
+def adjoint_of_frechet(
+    A: Tensor, E: Tensor, H: Tensor, frechet: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of ⟨H, L(A, E)⟩ with respect to A and to E.
+
+    L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
+    """
+    n, zero = A.shape[-1], torch.zeros_like(H)
+    factor = balance(A, E)
+    M = block_triangular(A, E * factor, A)
+    gradient = frechet(M.mH, block_triangular(zero, H, zero))
+    return (gradient[..., :n, :n] + gradient[..., n:, n:]) / factor, gradient[..., :n, n:]

@@ -90,6 +90,8 @@ class Program(NotingLanes):
             self._begin()
             for _ in self._stages():
                 pass
+            if not self.coupled:
+                self.tangent(R10, self.W, self.H)
             asm.plus_constant(R10, self.member)
             self.store("out", R10)
         self._subroutines()
@@ -233,7 +235,7 @@ class Program(NotingLanes):
         asm = self.asm
         for part in range(3):
             asm.load(part, Memory(R14, part * self.register))
-        self.polynomial(self.W, self.H)
+        self.polynomial(self.W, self.H, self.shape.members)
         self.product(R10, self.H, R11)
         asm.exchange(R10, R11)
         if self.coupled:

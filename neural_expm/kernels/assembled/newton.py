@@ -12,7 +12,7 @@ from .lanes import Job
 from .newton_code import Program
 
 # Products of a matrix, to judge how many threads a batch is worth: an inverse takes as long as some six.
-VALUE_PRODUCTS, FRECHET_PRODUCTS = 45, 90
+VALUE_PRODUCTS, FRECHET_PRODUCTS = 45, 135
 
 
 class NewtonKernel(AssembledKernel):

@@ -52,41 +52,15 @@ class Program(NotingLanes):
     def code(self) -> bytes:
         """A function of the address of a job, which writes signs or derivatives; its stages are the most steps."""
         asm, pairs = self.asm, self.shape.members == 2
-        step, near, finish = asm.name(), asm.name(), asm.name()
         for _ in self.groups():
             self.unscaled(self.factors)
             self.load("matrices", self.X)
-            if pairs:
-                self.load("directions", self.X + self.member)
-            asm.zero(0)
-            asm.store(self.roundings, 0)
-            asm.load(0, self.all_lanes(2.0))
-            asm.store(self.distance, 0)
-            asm.get(R11, AT["stages"])
-            asm.label(step)
-            self._step()
-            asm.plus_constant(R11, -1)
-            asm.get(RAX, AT["stages"])
-            asm.plus_constant(RAX, -EARLY)
-            asm.compare(R11, RAX)
-            asm.jump(step, "greater")
-            self._look()
-            asm.compare_constant(R11, 0)
-            asm.jump(near, "equal")
-            self.any_above_one(self.distance)
-            asm.jump(step, "unequal")
-            asm.label(near)
-            asm.address(R10, self.X)
-            asm.address(R15, self.Y)
-            if pairs:
-                self.product(R10, R10, self.W)  # a look is at the value alone
-            asm.constant(R11, FINISHING)
-            asm.label(finish)
-            self._finish()
-            asm.plus_constant(R11, -1)
-            asm.jump(finish, "unequal")
+            self._iterate(pairs=False)
             self._note()
             if pairs:
+                self._project()
+                self._iterate(pairs=True)
+                self.tangent(R10, self.W, self.H)
                 asm.plus_constant(R10, self.member)
             self.store("out", R10)
         self.multiplication(self.multiply, accumulate=False)
@@ -96,16 +70,62 @@ class Program(NotingLanes):
         self.any_above()
         return asm.finished()
 
-    def _finish(self) -> None:
-        """X ← X(15I − 10W + 3W²)/8 and W ← X²; R10 points to X, R15 to room for the next one."""
+    def _iterate(self, pairs: bool) -> None:
+        """From X, or from it and a direction behind it, to the sign, or to both; R10 points there, and W = S²."""
         asm = self.asm
-        self.product(self.W, self.W, self.H)
+        step, near, finish = asm.name(), asm.name(), asm.name()
+        asm.zero(0)
+        asm.store(self.roundings, 0)
+        asm.load(0, self.all_lanes(2.0))
+        asm.store(self.distance, 0)
+        asm.get(R11, AT["stages"])
+        asm.label(step)
+        self._step(pairs)
+        asm.plus_constant(R11, -1)
+        asm.get(RAX, AT["stages"])
+        asm.plus_constant(RAX, -EARLY)
+        asm.compare(R11, RAX)
+        asm.jump(step, "greater")
+        self._look()
+        asm.compare_constant(R11, 0)
+        asm.jump(near, "equal")
+        self.any_above_one(self.distance)
+        asm.jump(step, "unequal")
+        asm.label(near)
+        asm.address(R10, self.X)
+        asm.address(R15, self.Y)
+        if pairs:
+            self.product(R10, R10, self.W)  # a look is at the value alone
+        asm.constant(R11, FINISHING)
+        asm.label(finish)
+        self._finish(pairs)
+        asm.plus_constant(R11, -1)
+        asm.jump(finish, "unequal")
+
+    def _finish(self, pairs: bool) -> None:
+        """X ← X(15I − 10W + 3W²)/8 and W ← X²; R10 points to X, R15 to room for the next one."""
+        asm, product = self.asm, self.product if pairs else self.times
+        product(self.W, self.W, self.H)
         for register, coefficient in enumerate(PADE):
             asm.load(register, self.all_lanes(coefficient))
-        self.polynomial(self.W, self.H)
-        self.product(R10, self.H, R15)
+        self.polynomial(self.W, self.H, 1 + pairs)
+        product(R10, self.H, R15)
         asm.exchange(R10, R15)
-        self.product(R10, R10, self.W)
+        product(R10, R10, self.W)
+
+    def _project(self) -> None:
+        """X ← A again and behind it the direction, without the part that makes no difference to the sign at R10.
+
+        On the way that part would grow by one over the distance of eigenvalues from the axis, and its rounding with it.
+        """
+        asm = self.asm
+        sign = self.Y if FINISHING % 2 else self.X
+        self.load("directions", sign + self.member)
+        self.tangent(R10, self.W, self.H)
+        if sign is not self.X:
+            asm.load(0, self.all_lanes(1.0))
+            self._scale(self.X + self.member, sign + self.member)
+        self.load("matrices", self.X)
 
     def _note(self) -> None:
         """The ``Evidence``; R10 points to S, W = S²."""
@@ -125,7 +145,7 @@ class Program(NotingLanes):
         for register, factor in ((0, 1.0), (1, -1.0)):
             asm.load(register, self.all_lanes(factor))
         asm.address(RSI, Memory(R15))
-        self._combine(self.W)
+        self.combine(self.W)
         self.measured(self.W)
         self._note_root(0, 4)
 
@@ -143,19 +163,9 @@ class Program(NotingLanes):
                 asm.multiply(1, 0, Memory(RSI, b * self.register))
                 asm.store(Memory(RDI, b * self.register), 1)
 
-    def _combine(self, to: Memory) -> None:
-        """To ← to times vector 0 plus what RSI points to times vector 1."""
-        asm = self.asm
-        asm.address(RDI, to)
-        for block in self.over(self.member // self.register, 8):
-            for b in range(block):
-                asm.multiply(2, 0, Memory(RDI, b * self.register))
-                asm.multiply_add(2, 1, Memory(RSI, b * self.register))
-                asm.store(Memory(RDI, b * self.register), 2)
-
     # --- a step -------------------------------------------------------------------------------------------------------
 
-    def _step(self) -> None:
+    def _step(self, pairs: bool) -> None:
         """X ← N(X), and beside it D ← ½s√c·D − ½s/√c·VDV."""
         asm = self.asm
         self.measured(self.X)
@@ -171,12 +181,12 @@ class Program(NotingLanes):
         asm.root(2, 0)
         asm.store(self.c_root, 2)
         self._factors()
-        if self.shape.members == 2:
+        if pairs:
             self._differentiate()
         asm.load(0, self.alpha)
         asm.load(1, self.beta)
         asm.address(RSI, self.V)
-        self._combine(self.X)
+        self.combine(self.X)
         self._count_roundings()
 
     def _look(self) -> None:
@@ -239,7 +249,7 @@ class Program(NotingLanes):
         asm.multiply(1, 1, self.beta)
         asm.multiply(1, 1, self.s)
         asm.address(RSI, self.products[1])
-        self._combine(D)
+        self.combine(D)
 
     # --- the inverse --------------------------------------------------------------------------------------------------
 

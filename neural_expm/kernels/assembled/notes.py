@@ -116,12 +116,32 @@ class NotingLanes(Lanes):
         asm.constant(RAX, 1)
         asm.back()
 
-    def polynomial(self, W: Memory, H: Memory) -> None:
-        """H ← aI + bW + cH of a token, with a, b, c in vectors 0, 1 and 2; the identity has no derivative."""
+    def combine(self, to: Memory) -> None:
+        """To ← to times vector 0 plus what RSI points to times vector 1."""
+        asm = self.asm
+        asm.address(RDI, to)
+        for block in self.over(self.member // self.register, 8):
+            for b in range(block):
+                asm.multiply(2, 0, Memory(RDI, b * self.register))
+                asm.multiply_add(2, 1, Memory(RSI, b * self.register))
+                asm.store(Memory(RDI, b * self.register), 2)
+
+    def tangent(self, pair: int, left: Memory, both: Memory) -> None:
+        """D ← ½(D − SDS) for the pair (S, D) that a register points to: see ``kernels/composition.py``."""
+        asm, D = self.asm, Memory(pair, self.member)
+        self.times(pair, D, left)
+        self.times(left, pair, both)
+        for register, factor in ((0, 0.5), (1, -0.5)):
+            asm.load(register, self.all_lanes(factor))
+        asm.address(RSI, both)
+        self.combine(D)
+
+    def polynomial(self, W: Memory, H: Memory, members: int) -> None:
+        """H ← aI + bW + cH, of a pair for two members, with a, b, c in vectors 0, 1 and 2."""
         asm = self.asm
         asm.address(RSI, W)
         asm.address(RDI, H)
-        for block in self.over(self.token // self.register, 8):
+        for block in self.over(members * self.member // self.register, 8):
             for b in range(block):
                 asm.multiply(3, 2, Memory(RDI, b * self.register))
                 asm.multiply_add(3, 1, Memory(RSI, b * self.register))

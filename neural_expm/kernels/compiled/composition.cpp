@@ -357,6 +357,16 @@ inline void differentiate(const Source& A, const Source& E, const int64_t* at, i
       state.advance(real(stage.a), real(stage.b), real(stage.c));
     }
   num* derivative = state.X + ENTRIES;
+  if constexpr (!COUPLED) {
+    // D ← ½(D − SDS), what SD + DS = 0 leaves: see kernels/composition.py.
+    product<1>(state.X, derivative, state.W);
+    product<1>(state.W, state.X, state.H);
+    for (int e = 0; e < ENTRIES; ++e) {
+      num sum = scaled(derivative[e], vec{} + real(0.5));
+      scale_add(sum, vec{} + real(-0.5), state.H[e]);
+      derivative[e] = sum;
+    }
+  }
   // (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
   if (COUPLED)
     for (int e = 0; e < ENTRIES; ++e) derivative[e] = scaled(derivative[e], after);

@@ -202,6 +202,10 @@ def _kernel(
 
     norm = frobenius(X[0], COMPLEX)  # as scaled: what is accepted has to do with no unit of A
     result = X[1] if DUAL else X[0]
+    if DUAL and not ROOT:
+        # D ← ½(D − SDS), what SD + DS = 0 leaves: see kernels/composition.py.
+        other = multiply(multiply(X[0], X[1], COMPLEX, DOT), X[0], COMPLEX, DOT)
+        result = scaled(add(X[1], scaled(other, -1.0, COMPLEX), COMPLEX), 0.5, COMPLEX)
     if ROOT:
         # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
         result = scaled(result, (1.0 / tl.sqrt(scale))[:, None, None], COMPLEX)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import block_triangular
+from ..reference import adjoint_of_frechet
 from ..rules import LadderRules, StageRules, hashable
 from . import composition as triton_composition
 from . import exponential as triton_exponential
@@ -115,14 +115,10 @@ class Operator:
 
     def _frechet_backward(self, ctx: Any, H: Tensor) -> tuple[Any, ...]:
         A, E = ctx.saved_tensors
-        n = A.shape[-1]
         nothing = [None for _ in ctx.parameters]
         if not ctx.needs_input_grad[0]:
             return None, self.frechet(A.mH, H, *ctx.parameters), *nothing
-        # L(A, E) is the upper right block of f(M), so its adjoint is that of f at M for a cotangent in that block.
-        M, zero = block_triangular(A, E, A), torch.zeros_like(H)
-        gradient = self.frechet(M.mH, block_triangular(zero, H, zero), *ctx.parameters)
-        return gradient[..., :n, :n] + gradient[..., n:, n:], gradient[..., :n, n:], *nothing
+        return *adjoint_of_frechet(A, E, H, lambda M, B: self.frechet(M, B, *ctx.parameters)), *nothing
 
     # --- vmap ------------------------------------------------------------------------------------------------------
 
