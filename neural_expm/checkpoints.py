@@ -7,6 +7,7 @@ bytes come from is the business of ``hub``.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ from torch.overrides import TorchFunctionMode, _len_torch_function_stack, _pop_m
 from .errors import CheckpointError
 from .manifest import FUNCTIONS, Checkpoint
 from .networks import network_class
+from .networks.derived import Derived
+from .networks.protocols import Traceable
 from .safetensors_header import read_header, strict_json
 
 FORMAT = 1
@@ -250,7 +253,29 @@ def _load(name: str, function: str, family: str, path: str, sha256: str, size: i
             f"checkpoint {name!r}: {path} holds {config['function']!r} by {config['family']!r}, "
             f"the manifest says {function!r} by {family!r}; {REINSTALL}"
         )
-    return build(config, tensors, name)
+    network = build(config, tensors, name)
+    if isinstance(network, Derived):
+        network.share()
+    return network
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A network of one's own: what is done to it changes no other call of this process."""
+    with untraced(), torch.device("cpu"), torch.inference_mode(False):
+        if isinstance(network, Traceable):
+            network.program()  # once for all copies: a tracer has no weights to make it of
+        return copy.deepcopy(network)
+
+
+def unchanged(network: nn.Module, record: Checkpoint) -> bool:
+    """Whether the weights are still those of the record."""
+    try:
+        ours, theirs = network.state_dict(), load_record(record).state_dict()
+    except CheckpointError:
+        return False
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(weight.detach().cpu(), theirs[name]) for name, weight in ours.items()
+    )
 
 
 def serialize(

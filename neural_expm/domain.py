@@ -34,6 +34,7 @@ class Reason(IntEnum):
     SPECTRUM = 6
     NO_CERTIFICATE = 7
     ROUTED = 8
+    UNCHECKED = 9
 
     def __str__(self) -> str:
         return REASON_TEXT[self]
@@ -44,11 +45,12 @@ REASON_TEXT = {
     Reason.NOT_FINITE: "has NaN or infinite entries",
     Reason.SIZE: "the network was not made for this n",
     Reason.COMPLEX: "the network is real, the input complex",
-    Reason.NORM: "the norm exceeds the radius of the domain",
+    Reason.NORM: "an upper bound of the norm exceeds the radius of the domain",
     Reason.STRUCTURE: "has not the structure of the domain",
     Reason.SPECTRUM: "the spectrum leaves the domain",
     Reason.NO_CERTIFICATE: "the run-time certificate does not hold",
     Reason.ROUTED: "the exact algorithm is faster here",
+    Reason.UNCHECKED: "trusted to be inside the domain",
 }
 
 

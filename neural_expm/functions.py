@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import hub, shortcut, validate
-from .checkpoints import load_record, untraced
+from .checkpoints import load_record, unchanged, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
 from .kernels.tracing import constant_in_traces
@@ -240,16 +240,27 @@ def _choose(
 ) -> tuple[Traceable, str, str]:
     """The network of a call, its name, and the kind of its bound."""
     validate.options(function, rtol, outside)
+    if model is not None and rtol is not None:
+        raise InputError(
+            f"{function}: rtol={rtol!r} chooses a network, and model= names one; give one of them (its bound is in "
+            "the report)"
+        )
     if isinstance(model, nn.Module):
-        if isinstance(model, Traceable):
-            return model, type(model).__name__, getattr(model, "bound_kind", "certified")
         record = getattr(model, "checkpoint", None)
+        if isinstance(model, Traceable):
+            proven = record is not None and unchanged(model, record)
+            return (
+                model,
+                type(model).__name__,
+                cast("Checkpoint", record).bound_kind if proven else "unproven",
+            )
         if record is None:
             raise InputError(
                 f"{function}: a {type(model).__name__} made by hand does not know its domain; call the module "
                 "itself, or pass model= the name or record of a checkpoint"
             )
-        return _surrogate(record, model), record.name, record.bound_kind
+        kind = record.bound_kind if unchanged(model, record) else "unproven"
+        return _surrogate(record, model), record.name, kind
     if isinstance(model, Checkpoint):
         return _network(model), model.name, model.bound_kind
     if model is None and rtol is not None and (cheaper := cheaper_surrogate(function, A, rtol)):

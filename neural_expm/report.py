@@ -20,7 +20,8 @@ class Report:
     Attributes:
         function: name of the matrix function.
         checkpoint: name of the network.
-        bound_kind: ``"certified"`` or ``"statistical"``; speaks of the rows with ``inside``.
+        bound_kind: ``"certified"`` or ``"statistical"``; ``"unproven"`` for a module whose weights are not those of a
+            checkpoint, ``"unchecked"`` under ``outside="trust"``; speaks of the rows with ``inside``.
         inside: bool, the network answered.
         code: uint8 :class:`neural_expm.domain.Reason` codes; :attr:`reason` has the words.
         bound: float64, relative error promised for the row, before rounding (certified: in the spectral norm for exp;

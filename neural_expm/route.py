@@ -134,8 +134,11 @@ def make_report(
     code = torch.zeros_like(details["products"], dtype=torch.uint8) if code is None else code
     inside = code == Reason.INSIDE
     nothing = torch.nan if outside == "nan" else 0.0
+    if outside == "trust":  # whatever the domain says
+        bound_kind, code = "unchecked", torch.full_like(code, int(Reason.UNCHECKED))
+    promised = details["bound"] if bound_kind in ("certified", "statistical") else torch.nan
     values = {
-        "bound": torch.where(inside, details["bound"], nothing),
+        "bound": torch.where(inside, promised, nothing),
         "products": torch.where(inside, details["products"], 0),
         "squarings": torch.where(inside, details["squarings"], 0),
     }

@@ -182,3 +182,20 @@ def test_report_and_explain_agree_and_can_be_read():
     assert single.inside.shape == ()
     assert bool((report.bound > 0).all())
     assert bool((report.bound < 1e-14).all())
+
+
+def test_rtol_and_model_exclude_each_other():
+    for model in ("expm-relu-n4-10k", neural_expm.load("expm-equivariant")):
+        with pytest.raises(
+            neural_expm.InputError, match=r"rtol=0\.01 chooses a network, and model= names one"
+        ):
+            neural_expm.expm(torch.eye(4), rtol=1e-2, model=model)
+
+
+def test_what_is_trusted_is_promised_nothing():
+    A = 100 * cases.ginibre(4, 5)
+    report = neural_expm.expm(A, outside="trust", return_report=True)[1]
+    assert report.bound_kind == "unchecked"
+    assert bool(report.bound.isnan().all())
+    assert set(report.reason) == {"trusted to be inside the domain"}
+    assert "unchecked" in str(report)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
 
+import cases
 import pytest
 import torch
 import torch.utils.flop_counter
@@ -157,3 +160,40 @@ def test_first_calls_in_two_threads_share_what_they_make(machine_code):
     for thread in threads:
         thread.join()
     assert len({table.data_ptr() for table in tables}) == 1
+
+
+@pytest.mark.parametrize("function", ["expm", "sign", "sqrtm"])
+def test_weights_that_change_are_read_anew_and_promise_nothing(function):
+    """By whatever way: a kernel keeps addresses of what it made of them."""
+    A = cases.ginibre(4, 6, radius=0.1) + torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0]).double())
+    value = getattr(neural_expm, function)
+    network = neural_expm.load(f"{function}-equivariant", torch.float64)
+    expected, report = value(A, model=network, return_report=True)
+    assert report.bound_kind == "certified"
+    torch.testing.assert_close(expected, value(A))
+    with torch.no_grad():
+        for weight in network.state_dict().values():
+            weight.mul_(1.01)
+    for number in (1, 2):  # from one that was used, and from one that was not
+        changed, report = value(A, model=network, outside="trust", return_report=True)
+        assert not torch.allclose(changed, expected, rtol=1e-3), number
+        assert bool(report.bound.isnan().all())
+        network = copy.deepcopy(network)
+    assert value(A, model=network, return_report=True)[1].bound_kind == "unproven"
+    assert torch.equal(value(A), value(A, model=neural_expm.load(f"{function}-equivariant", torch.float64)))
+
+
+@pytest.mark.parametrize("how", ["auto", "1", "0"])
+def test_a_network_can_be_copied_and_pickled_after_it_was_used(how, monkeypatch):
+    """Tables for native kernels hold pointers."""
+    monkeypatch.setenv("NEURAL_EXPM_ASSEMBLE", "0" if how == "0" else "1")
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0" if how == "0" else "auto")
+    assembled.forget()
+    A = cases.ginibre(3, 20).float()
+    for function in ("expm", "sign", "sqrtm"):
+        B = A + 2 * torch.eye(3)
+        network = neural_expm.load(f"{function}-equivariant", torch.float32)
+        expected = network(B)
+        for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert torch.equal(twin(B), expected)
+            assert not twin.training

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoints import fingerprint, load_record, locate, read_verified, serialize
+from ..checkpoints import copied, fingerprint, load_record, locate, read_verified, serialize
 from ..errors import UnknownModelError
 from ..manifest import Checkpoint, shipped
 from ..networks.pretrained import Pretrained, Store
@@ -76,7 +76,7 @@ def load(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> nn.Module:
-    """The network of a checkpoint: eval mode, gradients flow to its input and not to its weights.
+    """The network of a checkpoint, a copy: eval mode, gradients flow to its input and not to its weights.
 
     Args:
         name: a shipped name, a folder, or a Hub id with or without ``@revision``; tried in this order.
@@ -94,7 +94,7 @@ def load(
         UnknownModelError, InputError, CheckpointError, HubError: see :func:`resolve`.
     """
     access = Access(token, cache_dir, endpoint, local_files_only, force_download)
-    return load_record(resolve(name, revision=revision, access=access))
+    return copied(load_record(resolve(name, revision=revision, access=access)))
 
 
 def save(network: nn.Module, record: Checkpoint, folder: Path) -> Checkpoint:

@@ -16,7 +16,7 @@ check, and the stages may be the steepest ones.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ..domain import Reason, is_finite, is_hermitian
 from ..errors import CheckpointError
 from ..kernels import native
 from ..kernels.calling import readable
-from ..kernels.composition import Algebra, Stage, root_stage, sign_stage
+from ..kernels.composition import Algebra, Stage, root_stage, sign_stage, tangent
 from ..kernels.composition_kernel import Course, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
@@ -34,6 +34,7 @@ from ..kernels.precision import HALF
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from ..kernels.triton import route as triton_route
+from .derived import Derived
 from .exponential import Trusted
 from .outcome import Outcome
 from .pretrained import Pretrained
@@ -47,11 +48,13 @@ EXTREME = {torch.float32: 1e8, torch.float64: 1e60}
 WORTH_MOVING = 1 / 8
 
 
-class _Composition(Pretrained, nn.Module):
+class _Composition(Derived, Pretrained, nn.Module):
     """What sign and the square root share: stages, scaling, passes, certificate."""
 
     family = "equivariant"
     function: str
+    made: ClassVar = ("_program", "_passes_made")
+    bound: ClassVar = ("_passes_made",)
     products_per_stage = 3
     certified_at_run_time = True  # what is refused may be taken after a step of Newton's iteration
 
@@ -65,7 +68,7 @@ class _Composition(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self._program: triton_route.Traced | None = None
-        self._passes_made: tuple[Tensor, Tensor, Passes] | None = None
+        self._passes_made: Passes | None = None
         self.config: dict[str, Any] = {
             "hermitian_stages": hermitian_stages,
             "general_stages": general_stages,
@@ -145,6 +148,9 @@ class _Composition(Pretrained, nn.Module):
     ) -> tuple[Tensor, ...]:
         """The state after a stage, given W = X² and W²; uses up its arguments."""
 
+    def _settle(self, algebra: Algebra, state: tuple[Tensor, ...]) -> None:
+        """What there is to do for a derivative after the last stage."""
+
     @abstractmethod
     def _growth(self, scale: Tensor) -> Tensor:
         """By how much the scaled function must be multiplied to be f(A)."""
@@ -194,13 +200,11 @@ class _Composition(Pretrained, nn.Module):
 
     def _passes(self) -> Passes:
         """The stages for the native kernels, made anew after weights were loaded."""
-        made = self._passes_made
-        if made is None or not (torch.equal(made[0], self.general) and torch.equal(made[1], self.hermitian)):
+        self.refresh()
+        if self._passes_made is None:
             general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
-            passes = Passes(general, hermitian, self.config["passes"])
-            made = self.general.detach().clone(), self.hermitian.detach().clone(), passes
-            self._passes_made = made
-        return made[2]
+            self._passes_made = Passes(general, hermitian, self.config["passes"])
+        return self._passes_made
 
     def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
         """Without a word to the host."""
@@ -314,6 +318,7 @@ class _Composition(Pretrained, nn.Module):
                     for stage in stages * passes:
                         W = self._square(algebra, state)
                         state = self._advance(algebra, state, W, algebra.multiply(W, W), stage)
+                    self._settle(algebra, state)
                     growth = self._growth(scale)[:, None, None].to(A.dtype)
                     put(out, at, algebra.layout.matrices(state[0][1]) * growth)
                     algebra.release(*state)
@@ -330,6 +335,7 @@ class _Composition(Pretrained, nn.Module):
 
     def program(self) -> triton_route.Traced:
         """For tracing: the general stages as plain numbers, or the Triton kernel as an operator."""
+        self.refresh()
         if self._program is None:
             stages = tuple(self._stages(False)[0])
             scale, passes = self.config["general_scale"], self.config["passes"]
@@ -367,6 +373,9 @@ class EquivariantSign(_Composition):
         self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
     ) -> tuple[Tensor, ...]:
         return (sign_stage(algebra, state[0], W, square, stage),)
+
+    def _settle(self, algebra: Algebra, state: tuple[Tensor, ...]) -> None:
+        tangent(algebra, state[0])
 
     def _growth(self, scale: Tensor) -> Tensor:
         return torch.ones_like(scale)

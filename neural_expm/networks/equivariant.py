@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..kernels.reference import polynomial
+from .derived import Derived
 
 
-class EquivariantTransformer(nn.Module):
+class EquivariantTransformer(Derived, nn.Module):
     """A polynomial of degree ≤ 2ᵐ evaluated in m matrix products, with trainable attention.
 
     Args:
@@ -44,6 +45,7 @@ class EquivariantTransformer(nn.Module):
     scores_low: Tensor
     values_low: Tensor
     readout_low: Tensor
+    made: ClassVar = ("_identity", "_packed", "_flat")
     loads: ClassVar[int] = 0  # how often weights were loaded into any of these networks
 
     def __init__(self, products: int) -> None:
@@ -88,6 +90,7 @@ class EquivariantTransformer(nn.Module):
             the read-out of I is :attr:`identity`.  The kernels make X₂ = A·A; the scale of head 1 is moved into the
             weights of X₂.
         """
+        self.refresh()
         key = (dtype, device)
         if key not in self._packed:
             m, scale = self.products, self.scores[0, 0] * self.values[0, 0]
@@ -103,6 +106,7 @@ class EquivariantTransformer(nn.Module):
 
     def flat(self, dtype: torch.dtype) -> Tensor:
         """:meth:`packed` on the CPU, one row after another: m² + 2m − 1 numbers, as the compiled kernels read them."""
+        self.refresh()
         if dtype not in self._flat:
             rows = self.packed(dtype, torch.device("cpu"))
             self._flat[dtype] = torch.cat([row.reshape(-1) for row in rows])
@@ -111,6 +115,7 @@ class EquivariantTransformer(nn.Module):
     @property
     def identity(self) -> float:
         """The read-out weight of X₀ = I."""
+        self.refresh()
         if self._identity is None:
             self._identity = float(self.readout[0].detach())
         return self._identity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..kernels.precision import HALF, full_precision
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
+from .derived import Derived
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder
 from .plan import Plan, TieredPlan, plan_for, reasons
@@ -28,7 +29,7 @@ from .protocols import Network
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
 
-class EquivariantExponential(Pretrained, nn.Module):
+class EquivariantExponential(Derived, Pretrained, nn.Module):
     """exp(A) for any n, any batch shape, real or complex; exact weights, certified error.
 
     Args:
@@ -45,6 +46,8 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     family = "equivariant"
     function = "expm"
+    made: ClassVar = ("_rungs", "_plain", "_program")
+    bound: ClassVar = ("_rungs",)
 
     def __init__(self, tiers: list[dict[str, Any]], max_squarings: int, rtol: float = float("inf")) -> None:
         super().__init__()
@@ -155,6 +158,7 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def rungs(self, dtype: torch.dtype) -> Rungs:
         """The ladder for the native kernels, in a real dtype; made anew after weights were loaded."""
+        self.refresh()
         known, loads = self._rungs.get(dtype), EquivariantTransformer.loads
         if known is None or known[0] != loads:
             flat = [tier.flat(dtype) for tier in self.tiers]
@@ -178,6 +182,7 @@ class EquivariantExponential(Pretrained, nn.Module):
         """
         if self.rtol < math.inf:
             return None
+        self.refresh()
         known, loads = self._plain.get(dtype), EquivariantTransformer.loads
         if known is None or known[0] != loads:
             weights = [(*tier.flat(dtype).tolist(), tier.identity) for tier in self.tiers]
@@ -219,6 +224,7 @@ class EquivariantExponential(Pretrained, nn.Module):
 
     def program(self) -> triton_route.Traced:
         """For tracing: the deepest tier and all squarings as plain numbers, or the Triton kernel as an operator."""
+        self.refresh()
         if self._program is None:
             self._program = triton_route.Traced(self, self.program_within(self.radius))
         return self._program
@@ -277,6 +283,7 @@ def merged(networks: list[EquivariantExponential], rtol: float) -> EquivariantEx
     squarings = max(network.config["max_squarings"] for network in networks)
     result = EquivariantExponential([config for config, _ in tiers], squarings, rtol)
     result.tiers = _module_list(tier for _, tier in tiers)
+    result.share()
     return result.eval().requires_grad_(False)
 
 

@@ -8,7 +8,6 @@ A network does not know where weights come from: ``hub`` hands it a :class:`Stor
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -86,7 +85,7 @@ class Pretrained:
                 f"{os.fspath(pretrained_model_name_or_path)!r} holds a {type(network).__name__}, not a "
                 f"{cls.__name__}; call {type(network).__name__}.from_pretrained or neural_expm.load"
             )
-        return copy.deepcopy(network)
+        return network
 
     def save_pretrained(
         self,
