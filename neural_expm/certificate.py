@@ -2,7 +2,7 @@
 
 **exp.**  F(A) = p(A)e^{−A} − I is f(A) for the entire function f(z) = p(z)e^{−z} − 1.  By von Neumann's inequality
 ‖F(A)‖₂ ≤ max_{|z| ≤ ‖A‖₂} |f(z)|, so ‖A‖₂ ≤ ρ gives ‖p(A) − e^A‖₂ ≤ ε‖e^A‖₂ with ε = max_{|z| = ρ} |f(z)|, for
-every A, normal or not (Higham, *Functions of Matrices*, section 4.8 on von Neumann; DESIGN section 4).
+every A, normal or not (Higham, *Functions of Matrices*, section 4.8 on von Neumann).
 
 The Taylor coefficients c_k of f are computed in exact rational arithmetic from the stored weights, so nothing is lost
 to the cancellation in p(z)e^{−z} − 1.  They give two bounds:

@@ -118,7 +118,7 @@ class Domain:
 
     def __str__(self) -> str:
         low, high = self.n
-        size = f"n ≥ {low}" if high is None else f"{low} ≤ n ≤ {high}"
+        size = f"n ≥ {low}" if high is None else f"n = {low}" if low == high else f"{low} ≤ n ≤ {high}"
         norm = "" if self.radius == float("inf") else f", ‖A‖_{self.norm} ≤ {self.radius:g}"
         field_ = "real or complex" if self.complex else "real"
         gap = f", spectral gap ≥ {self.gap:g}" if self.gap else ""

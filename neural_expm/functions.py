@@ -16,8 +16,8 @@ from . import hub, shortcut, validate
 from .checkpoints import load_record, unchanged, untraced
 from .differentiation import matrix_function, under_transform
 from .errors import InputError, UnknownModelError
-from .kernels.tracing import constant_in_traces
-from .manifest import Checkpoint, find, list_models, shipped
+from .kernels.tracing import constant_in_traces, untraceable
+from .manifest import FUNCTIONS, Checkpoint, find, full_name, list_models, shipped
 from .networks.protocols import Traceable
 from .report import Report
 from .route import Route, make_report
@@ -57,7 +57,7 @@ def expm(
         OutsideDomainError: ``outside="raise"`` and a matrix is outside.
         UnknownModelError: no such checkpoint.
 
-    Error: ‖result − e^A‖₂ ≤ bound · ‖e^A‖₂ before rounding, with the bound of the report (DESIGN section 4; Higham,
+    Error: ‖result − e^A‖₂ ≤ bound · ‖e^A‖₂ before rounding, with the bound of the report (``certificate.py``; Higham,
     *Functions of Matrices*, section 4.8).  Classical equivalent: ``torch.linalg.matrix_exp``, ``scipy.linalg.expm``.
     """
     if model is None and rtol is None and outside == "exact" and grad == "exact" and not return_report:
@@ -93,8 +93,8 @@ def sign(
         InputTypeError, InputError, OutsideDomainError, UnknownModelError: as for :func:`expm`.
 
     Error: ‖result − sign(A)‖ ≤ (1 − √(1 − η))‖sign(A)‖ with the residual η = ‖result² − I‖, sound because every stage
-    is shown to keep the half-planes (DESIGN section 4).  Classical equivalent: ``scipy.linalg.signm``; Higham,
-    *Functions of Matrices*, chapter 5.
+    is shown to keep the half-planes (``networks/composition.py``).  Classical equivalent: ``scipy.linalg.signm``;
+    Higham, *Functions of Matrices*, chapter 5.
     """
     return _apply("sign", A, model, rtol, outside, grad, return_report)
 
@@ -145,6 +145,10 @@ def explain(
     Raises:
         As the function itself does for bad input.
     """
+    if function not in FUNCTIONS:
+        raise InputError(
+            f"explain: no matrix function {function!r}; expected one of {', '.join(map(repr, FUNCTIONS))}"
+        )
     network, name, kind = _choose(function, validate.matrix(A, function), model, rtol, outside)
     B = A.detach().to(validate.working_dtype(function, A.dtype))
     outcome = network.outcome(B.reshape(-1, *A.shape[-2:]), outside == "trust") if B.numel() else None
@@ -185,7 +189,7 @@ def load(
         InputError: the string is neither a name nor a folder nor a Hub id.
     """
     return hub.load(
-        _full_name(name, dtype or torch.get_default_dtype()),
+        full_name(name, dtype or torch.get_default_dtype()),
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -213,6 +217,24 @@ def _apply(
             return model(B).to(A.dtype)
         name = _prepare_program(function, model, rtol, validate.real_dtype(B.dtype))
         return getattr(_programs, name)(B).to(A.dtype)
+    if torch.compiler.is_compiling():
+        if getattr(torch.compiler, "is_exporting", bool)():  # torch 2.7
+            raise InputError(f"{function}: {UNTRACEABLE}")
+        return _untraced(function, A, B, model, rtol, outside, grad, return_report)
+    return _routed(function, A, B, model, rtol, outside, grad, return_report)
+
+
+def _routed(
+    function: str,
+    A: Tensor,
+    B: Tensor,
+    model: Any,
+    rtol: float | None,
+    outside: str,
+    grad: str,
+    return_report: bool,
+) -> Tensor | tuple[Tensor, Report]:
+    """The call for B, which is A in the dtype that is computed in."""
     network, name, kind = _choose(function, A, model, rtol, outside)
     route = Route(function, network, outside)
     if B.requires_grad or under_transform() or _has_tangent(B):
@@ -222,6 +244,17 @@ def _apply(
         result = route.value(B)
     result = _in_dtype(result, A.dtype)
     return (result, route.report(name, kind, A.shape[:-2])) if return_report else result
+
+
+UNTRACEABLE = (
+    "a graph cannot hold the choice of a network for each matrix by its norm; pass outside='trust' for the deepest "
+    "network alone, which answers NaN beyond its radius"
+)
+
+
+@untraceable(UNTRACEABLE)
+def _untraced(*arguments: Any) -> Any:
+    return torch.compiler.disable(_routed)(*arguments)  # here, since it imports the whole compiler
 
 
 def _in_dtype(A: Tensor, dtype: torch.dtype) -> Tensor:
@@ -287,7 +320,7 @@ def _prepare_program(
 def _found(
     function: str, model: str | os.PathLike[str] | None, rtol: float | None, dtype: torch.dtype
 ) -> tuple[Traceable, str, str]:
-    name = model if model is None else _full_name(model, dtype)
+    name = model if model is None else full_name(model, dtype)
     if name is None or name in shipped():
         return _shipped(function, name, rtol, dtype)
     network, _, kind = _of_record(function, hub.resolve(name, refresh=False))
@@ -307,7 +340,7 @@ def _shipped(
 
         names = [f"expm-equivariant-{tier}" for tier in ("bfloat16", "float32", "float64")]
         return merged([_equivariant(name) for name in names], rtol), "expm-equivariant", "certified"
-    return _of_record(function, find(name or _full_name(f"{function}-equivariant", dtype)))
+    return _of_record(function, find(name or full_name(f"{function}-equivariant", dtype)))
 
 
 def _of_record(function: str, record: Checkpoint) -> tuple[Traceable, str, str]:
@@ -342,9 +375,3 @@ def _equivariant(name: str) -> EquivariantExponential:
     network = load_record(find(name))
     assert isinstance(network, EquivariantExponential)
     return network
-
-
-def _full_name(name: Any, dtype: torch.dtype) -> Any:
-    """A family name with its dtype, where such a checkpoint ships; anything else as it is."""
-    tiered = f"{name}-{str(dtype).removeprefix('torch.')}" if isinstance(name, str) else ""
-    return tiered if tiered in shipped() else name

@@ -6,6 +6,7 @@ can decide who would answer before anything is loaded.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .domain import Domain
 from .errors import ManifestError, UnknownModelError
@@ -114,6 +117,12 @@ class Checkpoint:
     card: str = ""
     root: Path = PACKAGE / "weights"
 
+    def __repr__(self) -> str:
+        """What tells it from the others; the attributes have the rest."""
+        return (
+            f"<Checkpoint {self.name}: {self.function} for {self.domain}; {self.bound:.1e} {self.bound_kind}>"
+        )
+
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], root: Path = PACKAGE / "weights") -> Checkpoint:
         """Validate one entry.
@@ -194,9 +203,21 @@ def find(name: str) -> Checkpoint:
     Raises:
         UnknownModelError: no such checkpoint; the message lists those that exist.
     """
-    try:
-        return shipped()[name]
-    except KeyError:
-        raise UnknownModelError(
-            f"no checkpoint {name!r}; there are {', '.join(sorted(shipped())) or 'none'}"
-        ) from None
+    full = full_name(name, torch.get_default_dtype())
+    if full not in shipped():
+        raise UnknownModelError(unknown(name))
+    return shipped()[full]
+
+
+def full_name(name: Any, dtype: torch.dtype) -> Any:
+    """A family name with a dtype, where such a checkpoint ships; anything else as it is."""
+    tiered = f"{name}-{str(dtype).removeprefix('torch.')}" if isinstance(name, str) else ""
+    return tiered if tiered in shipped() else name
+
+
+def unknown(name: str) -> str:
+    """What to say of a name that no checkpoint has: those like it first, then all."""
+    names = sorted(shipped())
+    like = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, like))}? " if like else ""
+    return f"no checkpoint {name!r}; {hint}there are {', '.join(names) or 'none'}"

@@ -52,6 +52,10 @@ class Report:
         """Why, in words, nested as the batch is."""
         return _nested(self.code, lambda code: str(Reason(int(code))))
 
+    def __repr__(self) -> str:
+        """As in print: what a notebook shows."""
+        return str(self)
+
     def __str__(self) -> str:
         """A short table: totals, then the first rows."""
         from .kernels import assembled, compiled  # with the first call, like all kernels
@@ -59,9 +63,9 @@ class Report:
         wanting = {"eager": (assembled, compiled), "assembled": (compiled,)}.get(self.kernel, ())
         hindrance = "; ".join(filter(None, (kernel.failure() for kernel in wanting)))
         count = self.inside.numel()
-        inside = int(self.inside.sum())
+        inside, noun = int(self.inside.sum()), "matrix" if count == 1 else "matrices"
         lines = [
-            f"{self.function}: {count} matrices, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
+            f"{self.function}: {count} {noun}, {inside} by {self.checkpoint} ({self.bound_kind} bound), "
             f"{count - inside} {'left NaN' if self.outside == 'nan' else 'by the exact algorithm'}; "
             f"{self.kernel} kernel{hindrance and f' ({hindrance})'}",
             f"{'matrix':>10}  {'path':<8} {'products':>8} {'squarings':>9} {'bound':>9}  reason",
@@ -70,9 +74,10 @@ class Report:
         for flat in range(min(count, SHOWN)):
             index = batch_index(flat, shape)
             ok = bool(self.inside[index])
+            promise = f"{float(self.bound[index]):.1e}" if ok else "–"
             lines.append(
                 f"{index!s:>10}  {'network' if ok else self.outside:<8} {int(self.products[index]):>8} "
-                f"{int(self.squarings[index]):>9} {float(self.bound[index]):>9.1e}  {Reason(int(self.code[index]))}"
+                f"{int(self.squarings[index]):>9} {promise:>9}  {Reason(int(self.code[index]))}"
             )
         if count > SHOWN:
             lines.append(f"{'…':>10}  {count - SHOWN} more")

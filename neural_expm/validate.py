@@ -42,8 +42,15 @@ def matrix(A: Any, function: str) -> Tensor:
             f"{function}: expected a dense tensor, got layout {A.layout}; convert with A.to_dense()"
         )
     if A.dtype not in FIELDS and A.dtype not in HALF:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*HALF, *FIELDS))
+        target = "torch.complex64" if A.dtype.is_complex else "torch.float64"
         raise InputTypeError(
-            f"{function}: expected a floating-point or complex dtype, got {A.dtype}; convert with A.to(torch.float64)"
+            f"{function}: expected one of {known}, got {A.dtype}; convert with A.to({target})"
+        )
+    if A.is_meta:
+        raise InputTypeError(
+            f"{function}: expected a tensor with values, got one on the meta device, and which network answers depends "
+            "on them; use torch.empty_like(A) where only the shape matters"
         )
     if A.ndim < 2 or A.shape[-1] != A.shape[-2]:
         raise InputError(

@@ -17,7 +17,7 @@ from neural_expm.errors import InputError
 
 # Extended precision against mpmath: 64-bit significands, a few hundred roundings of 5e-20.
 TRUTH_TOLERANCE = 1e-17
-STATED = {  # DESIGN, section 8
+STATED = {  # what the workloads are said to be
     "phylogenetics-dna": ((7880, 4, 4), torch.float64),
     "phylogenetics-amino": ((788, 20, 20), torch.float64),
     "rotation-so3": ((100_000, 3, 3), torch.float32),

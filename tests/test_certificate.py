@@ -18,7 +18,7 @@ from neural_expm.networks.ladder import MAJORANT_RATIO
 from neural_expm.training import equivariant
 
 EXPONENTIALS = [r for r in neural_expm.list_models("expm") if r.family == "equivariant"]
-# DESIGN section 4: at least these radii (products → ρ) at each tolerance.
+# What was set out to be reached: at least these radii (products → ρ) at each tolerance.
 ASKED = {
     "float32": (6e-8, {3: 0.65, 4: 2.3, 5: 4.7}),
     "float64": (1.1e-16, {4: 0.68, 5: 1.99, 6: 3.17}),

@@ -199,3 +199,36 @@ def test_what_is_trusted_is_promised_nothing():
     assert bool(report.bound.isnan().all())
     assert set(report.reason) == {"trusted to be inside the domain"}
     assert "unchecked" in str(report)
+
+
+def test_what_a_graph_cannot_hold_is_said_in_plain_words():
+    A = torch.eye(3)[None]
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="pass outside='trust' for the deepest network alone"):
+        torch.compile(lambda X: neural_expm.expm(X), fullgraph=True, backend="eager")(A)
+    broken = torch.compile(lambda X: neural_expm.expm(X) + 1, backend="eager")
+    torch.testing.assert_close(broken(A), neural_expm.expm(A) + 1)
+
+    class Plain(torch.nn.Module):
+        def forward(self, X):
+            return neural_expm.expm(X)
+
+    with pytest.raises(neural_expm.InputError, match="pass outside='trust'"):
+        torch.export.export(Plain(), (A,))
+
+
+def test_names_are_found_by_family_and_suggested_when_mistyped():
+    from neural_expm.networks.exponential import EquivariantExponential
+
+    network = EquivariantExponential.from_pretrained("expm-equivariant")
+    assert network.checkpoint.name == "expm-equivariant-float32"
+    with pytest.raises(neural_expm.UnknownModelError, match="did you mean 'expm-relu-n4-10k'"):
+        neural_expm.load("expm-relu-n4-10")
+    with pytest.raises(
+        neural_expm.InputError, match=r"no matrix function 'foo'; expected one of 'expm', 'sign', 'sqrtm'"
+    ):
+        neural_expm.explain("foo", torch.eye(2))
+    with pytest.raises(neural_expm.InputTypeError, match="on the meta device"):
+        neural_expm.expm(torch.empty(2, 3, 3, device="meta"))
+    with pytest.raises(neural_expm.InputTypeError, match=r"A.to\(torch.complex64\)"):
+        neural_expm.expm(torch.zeros(2, 2, dtype=torch.complex32))

@@ -83,8 +83,8 @@ def models(results: list[dict[str, Any]], records: list[Checkpoint]) -> str:
         [
             *lines,
             "",
-            "Promised: relative, before rounding. Measured: largest relative Frobenius error over the workloads of the "
-            "benchmark. Speed: geometric mean over them, forward.",
+            "Promised: relative, before rounding, after s squarings. Measured: largest relative Frobenius error over "
+            "the workloads of the benchmark. Speed: geometric mean over them, forward.",
         ]
     )
 
@@ -95,8 +95,8 @@ def _measured(results: Path) -> list[Path]:
 
 def _promise(record: Checkpoint) -> str:
     tiers = record.certificate.get("tiers", [])
-    epsilon = max((tier["epsilon"] for tier in tiers), default=record.bound)
-    return f"{epsilon:.1e} ({record.bound_kind})"
+    before = f"{max(tier['epsilon'] for tier in tiers):.1e} · 2ˢ ≤ " if tiers else ""
+    return f"{before}{record.bound:.1e} ({record.bound_kind})"
 
 
 def _measured_error(used: list[dict[str, Any]]) -> str:

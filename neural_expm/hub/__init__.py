@@ -10,11 +10,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ..checkpoints import copied, fingerprint, load_record, locate, read_verified, serialize
 from ..errors import UnknownModelError
-from ..manifest import Checkpoint, shipped
+from ..manifest import Checkpoint, full_name, shipped, unknown
 from ..networks.pretrained import Pretrained, Store
 from .address import HubId, as_hub_id, as_path
 from .fetch import Access, fetch_checked
@@ -49,17 +50,15 @@ def resolve(
         CheckpointError: it is there, but damaged, tampered with, or claims what its weights do not prove.
         HubError: the Hub cannot be reached, or refuses.
     """
-    if isinstance(model, str) and model in shipped():
-        return shipped()[model]
+    name = full_name(model, torch.get_default_dtype())
+    if isinstance(name, str) and name in shipped():
+        return shipped()[name]
     if (path := as_path(model)) is not None:
         return _from_folder(path)
     text, access = str(model), access or Access()
     source = as_hub_id(text, revision)
     if source is None:
-        raise UnknownModelError(
-            f"no checkpoint {text!r}; there are {', '.join(sorted(shipped())) or 'none'}. "
-            "A folder or a Hub id such as 'org/name' can be given too"
-        )
+        raise UnknownModelError(f"{unknown(text)}. A folder or a Hub id such as 'org/name' can be given too")
     key = (str(source), access)
     if refresh or key not in _known:
         _known[key] = _from_hub(source, access)

@@ -15,3 +15,16 @@ def constant_in_traces(function: F) -> F:
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function
+
+
+def untraceable(reason: str) -> Callable[[F], F]:
+    """A tracer stops before the function and runs it as it is; where it may not, it quotes the reason.
+
+    What ``torch.compiler.disable`` sets, likewise.
+    """
+
+    def marked(function: F) -> F:
+        vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+        return function
+
+    return marked

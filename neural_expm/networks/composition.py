@@ -7,7 +7,7 @@ proved here instead:
 2. at run time the spectral radius stays below R_t, shown by ‖X_t²‖^{1/2} or sharper, so no eigenvalue has crossed; a
    matrix that loses this is given up at once;
 3. at the end η = ‖X_T² − I‖ < 1.  Then sign(X_T) = sign(A), X_T sign(A) = (X_T²)^{1/2}, and
-   ‖X_T − sign(A)‖ ≤ (1 − √(1 − η))‖sign(A)‖ (DESIGN section 4).
+   ‖X_T − sign(A)‖ ≤ (1 − √(1 − η))‖sign(A)‖.
 
 A Hermitian matrix has a real spectrum, and an odd p_t with p_t > 0 on (0, u_t] keeps its signs; there only η is left to
 check, and the stages may be the steepest ones.
@@ -354,7 +354,7 @@ def _spectral_bound(A: Tensor) -> Tensor:
 class EquivariantSign(_Composition):
     """sign(A).  Classical equivalent: ``scipy.linalg.signm``.
 
-    Source: DESIGN section 4; minimax compositions: Nakatsukasa & Freund (2016), SIAM Rev. 58(3); Amsel et al., "The
+    Source: minimax compositions: Nakatsukasa & Freund (2016), SIAM Rev. 58(3); Amsel et al., "The
     Polar Express" (2025).
     """
 
@@ -384,7 +384,7 @@ class EquivariantSign(_Composition):
 class EquivariantSquareRoot(_Composition):
     """The principal square root.  Classical equivalent: ``scipy.linalg.sqrtm``.
 
-    Source: DESIGN section 4; Higham, *Functions of Matrices*, theorem 6.9 and section 6.7.
+    Source: Higham, *Functions of Matrices*, theorem 6.9 and section 6.7.
     """
 
     function = "sqrtm"

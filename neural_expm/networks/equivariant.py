@@ -34,7 +34,7 @@ class EquivariantTransformer(Derived, nn.Module):
         scores_low, values_low, readout_low: what float64 rounding cut off the trained weights; the certified
             polynomial has the unevaluated sums as weights, the arithmetic rounds them to its dtype.
 
-    Source: ``DESIGN`` section 4; the evaluation schemes are those of Sastre, Ibáñez, Defez (2018) and Jarlebring,
+    Source: the evaluation schemes are those of Sastre, Ibáñez, Defez (2018) and Jarlebring,
     Fasi, Ringh (GraphMatFun, 2021) in their most general form.
     """
 

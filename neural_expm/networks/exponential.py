@@ -40,8 +40,8 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
 
     Calling the module takes every input for inside the domain (``outside="trust"``) and is differentiable.
 
-    Classical equivalent: ``torch.linalg.matrix_exp``.  Source: DESIGN section 4; scaling and squaring as in Higham,
-    *Functions of Matrices*, section 10.3.
+    Classical equivalent: ``torch.linalg.matrix_exp``.  Source: ``networks/equivariant.py``; scaling and squaring as in
+    Higham, *Functions of Matrices*, section 10.3.
     """
 
     family = "equivariant"

@@ -25,7 +25,7 @@ from ..networks.exponential import EquivariantExponential
 from ..networks.ladder import MAJORANT_RATIO
 from . import minimax, schemes
 
-# dtype → (tolerance ε, largest number of products).  ε is the unit roundoff of the dtype as DESIGN section 4 sets it.
+# dtype → (tolerance ε, largest number of products).  ε is the unit roundoff of the dtype.
 TARGETS = {"bfloat16": (3.9e-3, 4), "float32": (6e-8, 5), "float64": (1.1e-16, 6)}
 # (dtype, products) → radius at which to search, rounds, starts per round: past the radius that the tolerance allows, so
 # that the search sees an error well above the rounding of its own float64.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def write_traced_onnx(
             onnxscript are not installed.
         NeuralExpmError: the file would not compute what the network does.
     """
+    if n is not None and n < 2:
+        raise InputError(f"export: n = {n}, expected a size of at least 2; leave out --n for any")
+    if radius is not None and not 0 < radius < math.inf:
+        raise InputError(
+            f"export: radius = {radius:g}, expected a norm above 0; leave out --radius for all there is"
+        )
     if radius is None:
         program = network.program()
     elif isinstance(network, EquivariantExponential):

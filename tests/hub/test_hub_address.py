@@ -106,7 +106,8 @@ def test_a_folder_comes_before_the_hub(server, published, tmp_path, monkeypatch)
 
 def test_unknown_name_lists_what_exists_and_makes_no_request(server):
     with pytest.raises(
-        UnknownModelError, match=r"no checkpoint 'expm-equivarient'; there are .*Hub id such as"
+        UnknownModelError,
+        match=r"no checkpoint 'expm-equivarient'; did you mean 'expm-equi.* there are .*Hub id such as",
     ):
         hub.load("expm-equivarient")
     assert server.log == []
