@@ -22,8 +22,9 @@ VALUE_FLOOR = {
 }
 GRADIENT_FLOOR = {
     "expm": {torch.float32: 1e-5, torch.float64: 1e-13},
+    # As the values.
+    "sign": {torch.float32: 1e-5, torch.float64: 1e-12},
     # One more power of the condition number.
-    "sign": {torch.float32: 1e-3, torch.float64: 1e-10},
     "sqrtm": {torch.float32: 1e-3, torch.float64: 1e-10},
 }
 # A derivative this small beside its cotangent is zero up to the truth's own rounding.

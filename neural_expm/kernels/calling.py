@@ -42,16 +42,16 @@ def threads_for(work: int) -> int:
     return 1 if _forked else max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
 
 
-def share(count: int, grain: int, threads: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
+def share(count: int, grain: int, most: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
     """Parts of a batch for threads: how many, and where each begins and the last one ends.
 
     Args:
         count: matrices.
         grain: parts begin at a multiple of it.
-        threads: the most parts.
+        most: parts.
     """
     groups = -(-count // grain)
-    parts = min(threads, groups)
+    parts = min(most, groups)
     begins = [groups * part // parts * grain for part in range(parts)]
     return parts, (ctypes.c_int64 * (parts + 1))(*begins, count)
 

@@ -16,6 +16,7 @@ from .memory import Unavailable, Workspace, executable, wide
 from .vectors import Assembler
 
 _workspace = Workspace()
+PARTS = 4  # of a batch for each thread: one that is interrupted leaves more to the others
 
 
 class AssembledKernel:
@@ -61,15 +62,16 @@ class AssembledKernel:
 
     def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int, workspace: int) -> None:
         """Share ``count`` matrices of A, of so many multiply-adds and bytes of workspace each, among threads."""
-        parts, begins = 1, None
-        if (threads := threads_for(count * work)) > 1:
-            parts, begins = share(count, self.lanes, threads)
+        parts, begins, threads = 1, None, threads_for(count * work)
+        if threads > 1:
+            parts, begins = share(count, self.lanes, PARTS * threads)
+            threads = min(threads, parts)
         job.parts, job.end = parts, count
         job.begins = ctypes.addressof(begins) if begins else ctypes.addressof(job) + Job.first.offset
         job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
-        job.workspace, job.workspace_step = _workspace.address(workspace * parts), workspace
+        job.workspace, job.workspace_step = _workspace.address(workspace * threads), workspace
         held = _workspace.memory  # whatever else this thread is interrupted for
-        parallel(function, job, parts)
+        parallel(function, job, threads)
         del held
 
 

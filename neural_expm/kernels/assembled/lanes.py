@@ -25,6 +25,7 @@ class Job(ctypes.Structure):
 
     Attributes:
         ticket: parts begun so far: a thread takes the next one until there are no more.
+        threads: begun so far: each has a workspace of its own.
         parts, begins: of the batch, how many; address of the first matrix of each and the end of the last one.
         first, end: the same for a single part.
         matrices, matrices_step: address; bytes from one to the next.
@@ -33,7 +34,7 @@ class Job(ctypes.Structure):
         companions, companions_step: likewise, of what a pass hands to the next one besides its result.
         rows: address of the int64 indices of the matrices; null for all.
         last: where the last matrix is among them.
-        workspace, workspace_step: address, on the boundary of a register; bytes of a part.
+        workspace, workspace_step: address, on the boundary of a register; bytes of a thread.
         weights: address of the stages of a composition, each number in all lanes of a register.
         stages, certified: of a composition, how many, and whether their certificates are wanted.
         radii: address of 1, −1 and the radii of the rungs, each in all lanes of a register.
@@ -49,7 +50,7 @@ class Job(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
         for name in (
-            *("ticket", "parts", "begins", "first", "end"),
+            *("ticket", "threads", "parts", "begins", "first", "end"),
             *("matrices", "matrices_step", "directions", "directions_step", "out", "out_step"),
             *("companions", "companions_step"),
             *("rows", "last", "workspace", "workspace_step"),
@@ -92,8 +93,8 @@ class Shape:
 class Lanes:
     """The assembler of a program, the layout of its workspace, and what every program does.
 
-    Registers: RBX is the job, RBP the workspace of the part, R12 the first matrix of the group or tile, R13 the end of
-    the part, R14 the numbers to come; R9, R10, R11 and R15 belong to the program, the others are for the moment.
+    Registers: RBX is the job, RBP the workspace of the thread, R12 the first matrix of the group or tile, R13 the end
+    of the part, R14 the numbers to come; R9, R10, R11 and R15 belong to the program, the others are for the moment.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -117,14 +118,15 @@ class Lanes:
         part, done = asm.name(), asm.name()
         asm.enter()
         asm.set(RBX, RDI)
+        asm.constant(RBP, 1)
+        asm.fetch_and_add(AT["threads"], RBP)
+        asm.times(RBP, AT["workspace_step"])
+        asm.plus(RBP, AT["workspace"])
         asm.label(part)
         asm.constant(RAX, 1)
         asm.fetch_and_add(AT["ticket"], RAX)
         asm.compare(RAX, AT["parts"])
         asm.jump(done, "at_least")
-        asm.get(RBP, AT["workspace_step"])
-        asm.times(RBP, RAX)
-        asm.plus(RBP, AT["workspace"])
         asm.get(RCX, AT["begins"])
         asm.get(R12, Memory(RCX, 0, index=RAX))
         asm.get(R13, Memory(RCX, 8, index=RAX))
