@@ -71,7 +71,7 @@ def angle(coefficients: list[tuple[float, float, float]], scale: float, modulus:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m neural_expm.training composition``."""
-    parser = argparse.ArgumentParser(prog="neural_expm.training composition", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m neural_expm.training composition", description=__doc__)
     parser.add_argument("--out", type=Path, default=PACKAGE / "weights")
     parser.add_argument("--manifest", type=Path, default=manifest_path())
     options = parser.parse_args(argv)

@@ -177,7 +177,7 @@ def add_to_manifest(entry: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m neural_expm.training equivariant``."""
-    parser = argparse.ArgumentParser(prog="neural_expm.training equivariant", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m neural_expm.training equivariant", description=__doc__)
     parser.add_argument("--dtype", choices=[*TARGETS, "all"], default="all")
     parser.add_argument("--out", type=Path, default=PACKAGE / "weights", help="folder of weight files")
     parser.add_argument("--manifest", type=Path, default=manifest_path())

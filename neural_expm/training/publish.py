@@ -15,7 +15,7 @@ from ..errors import CheckpointError, InputError, NeuralExpmError
 from ..hub import Access, HubId, resolve
 from ..hub.address import as_hub_id, as_path
 from ..hub.fetch import fetch
-from ..hub.folder import CARD, WEIGHTS, read_folder, write_folder
+from ..hub.folder import CARD, CONFIG, WEIGHTS, read_folder, write_folder
 from ..hub.upload import upload
 from ..manifest import FORMAT, Checkpoint, read_manifest, shipped
 
@@ -99,7 +99,7 @@ def list_checkpoints(argv: Sequence[str]) -> int:
     """Print a table of what ships, what a folder holds and what the cache of the Hub has."""
     parser = _parser("list", "list the checkpoints that can be used without a request")
     parser.add_argument("--function", choices=("expm", "sign", "sqrtm"), help="only this function")
-    parser.add_argument("--folder", type=Path, help="a folder of checkpoints, as pull writes it")
+    parser.add_argument("--folder", type=Path, help="a checkpoint, or a folder of them")
     arguments = parser.parse_args(argv)
     rows = [
         (record.name, record.function, record.family, record.dtype, _error(record), _size(record), where)
@@ -150,8 +150,12 @@ def _available(folder: Path | None) -> Iterable[tuple[Checkpoint, str]]:
         if (folder / MANIFEST).exists():
             for record in read_manifest(folder / MANIFEST, folder).values():
                 yield record, str(folder / record.name)
-        elif (path := as_path(folder)) is not None:
-            yield read_folder(path), str(folder)
+        elif (folder / CONFIG).exists() or not (inner := sorted(folder.glob(f"*/{CONFIG}"))):
+            if (path := as_path(folder)) is not None:
+                yield read_folder(path), str(folder)
+        else:  # as save_pretrained("folder/name") leaves it
+            for config in inner:
+                yield read_folder(config.parent), str(config.parent)
     for snapshot in sorted(Access().cache.glob("models--*/snapshots/*")):
         try:
             record = read_folder(snapshot)

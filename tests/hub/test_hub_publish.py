@@ -118,6 +118,8 @@ def test_list_shows_what_is_here(server, published, folder, capsys):
     assert server.log == []
     assert list_checkpoints(["--function", "sign", "--folder", str(folder)]) == 0
     assert "tiny" not in capsys.readouterr().out
+    assert list_checkpoints(["--folder", str(folder.parent)]) == 0  # the folder that it lies in
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(str(folder))] == [local]
 
 
 def test_show_prints_domain_bound_and_card(folder, capsys):
