@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ManifestError
+from .errors import InputError, ManifestError
 
 NORMS = ("2", "inf")
 STRUCTURES = ("general", "symmetric", "spd")
@@ -80,6 +80,18 @@ class Domain:
     scale_free: bool = False
     condition: float = 0.0
 
+    def __post_init__(self) -> None:
+        low, high = self.n
+        if self.norm not in NORMS or self.structure not in STRUCTURES or not self.radius > 0:
+            raise InputError(
+                f"domain with norm {self.norm!r}, structure {self.structure!r}, radius {self.radius!r}: expected a "
+                f"norm in {NORMS}, a structure in {STRUCTURES}, radius > 0"
+            )
+        if low < 0 or (high is not None and high < low):
+            raise InputError(
+                f"domain with n = {self.n!r}: expected the smallest and the largest n, or None for no limit"
+            )
+
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], name: str = "?") -> Domain:
         """Validate the ``domain`` of a manifest entry.
@@ -102,12 +114,10 @@ class Domain:
                 f"checkpoint {name!r}: domain {entry!r}: {error}; expected n as two integers (the second may be "
                 "null), radius and gap as numbers"
             ) from error
-        domain = cls(**values)
-        if domain.norm not in NORMS or domain.structure not in STRUCTURES or not domain.radius > 0:
-            raise ManifestError(
-                f"checkpoint {name!r}: domain {entry!r} needs norm in {NORMS}, structure in {STRUCTURES}, radius > 0"
-            )
-        return domain
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise ManifestError(f"checkpoint {name!r}: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest; an infinite radius is null."""

@@ -232,3 +232,16 @@ def test_names_are_found_by_family_and_suggested_when_mistyped():
         neural_expm.expm(torch.empty(2, 3, 3, device="meta"))
     with pytest.raises(neural_expm.InputTypeError, match=r"A.to\(torch.complex64\)"):
         neural_expm.expm(torch.zeros(2, 2, dtype=torch.complex32))
+
+
+@pytest.mark.parametrize("wrong", [{"n": (8, 2)}, {"radius": -1.0}, {"norm": "fro"}, {"structure": "round"}])
+def test_a_domain_that_cannot_be_is_refused(wrong):
+    with pytest.raises(neural_expm.InputError, match=str(next(iter(wrong)))):
+        neural_expm.domain.Domain(**wrong)
+    with pytest.raises(neural_expm.errors.ManifestError, match="checkpoint 'mine'"):
+        neural_expm.domain.Domain.from_json(wrong, "mine")
+
+
+def test_a_shipped_checkpoint_has_no_revisions():
+    with pytest.raises(neural_expm.InputError, match="revision='x' is for a Hub id"):
+        neural_expm.load("expm-equivariant", revision="x")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..checkpoints import copied, fingerprint, load_record, locate, read_verified, serialize
-from ..errors import UnknownModelError
+from ..errors import InputError, UnknownModelError
 from ..manifest import Checkpoint, full_name, shipped, unknown
 from ..networks.pretrained import Pretrained, Store
 from .address import HubId, as_hub_id, as_path
@@ -52,6 +52,10 @@ def resolve(
     """
     name = full_name(model, torch.get_default_dtype())
     if isinstance(name, str) and name in shipped():
+        if revision is not None:
+            raise InputError(
+                f"{name!r} ships with the package; revision={revision!r} is for a Hub id such as 'org/name'"
+            )
         return shipped()[name]
     if (path := as_path(model)) is not None:
         return _from_folder(path)
