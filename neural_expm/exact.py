@@ -25,6 +25,8 @@ TRUSTED_RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-12}
 # Largest ‖ΔX‖‖X‖ near a sign X of which no harm is feared.  The resolvent on the axis is below 1.3 ‖X‖ there: no
 # eigenvalue has crossed it while this is below ¾; a hundredth is allowed where ΔX is known to first order.
 HARMLESS = 0.01
+# What a Schur decomposition may be off by, in units of n · eps · ‖A‖.
+ROUNDING = 10.0
 # An eigenvalue this close to the forbidden line, relative to ‖A‖_F, is on it to working precision.
 ON_THE_LINE = {torch.float32: 1e-6, torch.float64: 1e-14}
 
@@ -176,9 +178,11 @@ def _sign_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
     if np.any(np.abs(np.diag(T).real) <= tolerance * max(np.linalg.norm(T), np.finfo(float).tiny)):
         return None
     S = Z @ _sign_triangular(T) @ Z.conj().T
-    # A rounding can bring two eigenvalues on both sides of the axis together on it where ‖S‖² is as large as 1/eps; a
-    # triangular matrix has had none.
-    if np.any(np.tril(B, -1)) and np.finfo(float).eps * np.linalg.norm(S) ** 2 > HARMLESS:
+    # Eigenvalues far from the axis may have been carried over it: of a matrix near another one with some on it.  A
+    # triangular matrix is its own Schur form.
+    if np.any(np.tril(B, -1)) and (
+        _within_rounding(T, 1j * np.diag(T).imag) or np.linalg.eigvals(B @ S).real.min() <= 0
+    ):
         return None
     rows, columns = np.nonzero(D)
     inverse = np.zeros_like(D)
@@ -280,11 +284,16 @@ def _sqrtm_schur(A: np.ndarray, tolerance: float) -> np.ndarray | None:
         return None
     import scipy.linalg
 
-    X = scipy.linalg.sqrtm(A)
-    # As for the sign: a rounding can bring two eigenvalues on both sides of the axis together on it.
-    if np.any(np.tril(A, -1)) and np.finfo(float).eps * np.linalg.norm(X) ** 2 > HARMLESS * size:
+    # As for the sign, of eigenvalues on both sides of the negative axis.
+    if np.any(np.tril(A, -1)) and _within_rounding(A, values.real[values.real <= 0]):
         return None
-    return X
+    return scipy.linalg.sqrtm(A)
+
+
+def _within_rounding(A: np.ndarray, shifts: np.ndarray) -> bool:
+    """Whether A has one of some numbers z for an eigenvalue, to working precision: by the least singular of A − zI."""
+    n, limit = A.shape[0], ROUNDING * A.shape[0] * np.finfo(float).eps * np.linalg.norm(A)
+    return any(np.linalg.svd(A - z * np.eye(n), compute_uv=False)[-1] <= limit for z in shifts)
 
 
 def sqrtm_frechet(A: Tensor, E: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def explain(
         raise InputError(
             f"explain: no matrix function {function!r}; expected one of {', '.join(map(repr, FUNCTIONS))}"
         )
-    network, name, kind = _choose(function, validate.matrix(A, function), model, rtol, outside)
+    network, name, kind = _choose(function, validate.matrix(A, function), model, rtol, outside, True)
     B = A.detach().to(validate.working_dtype(function, A.dtype))
     outcome = network.outcome(B.reshape(-1, *A.shape[-2:]), outside == "trust") if B.numel() else None
     return make_report(function, outcome, name, kind, A.shape[:-2], outside)
@@ -235,7 +235,7 @@ def _routed(
     return_report: bool,
 ) -> Tensor | tuple[Tensor, Report]:
     """The call for B, which is A in the dtype that is computed in."""
-    network, name, kind = _choose(function, A, model, rtol, outside)
+    network, name, kind = _choose(function, A, model, rtol, outside, return_report)
     route = Route(function, network, outside)
     if B.requires_grad or under_transform() or _has_tangent(B):
         through = grad == "network" and isinstance(network, Surrogate)
@@ -269,9 +269,9 @@ def _has_tangent(A: Tensor) -> bool:
 
 
 def _choose(
-    function: str, A: Tensor, model: Any, rtol: float | None, outside: str
+    function: str, A: Tensor, model: Any, rtol: float | None, outside: str, reported: bool
 ) -> tuple[Traceable, str, str]:
-    """The network of a call, its name, and the kind of its bound."""
+    """The network of a call, its name, and the kind of its bound, as far as somebody will hear of it."""
     validate.options(function, rtol, outside)
     if model is not None and rtol is not None:
         raise InputError(
@@ -281,19 +281,13 @@ def _choose(
     if isinstance(model, nn.Module):
         record = getattr(model, "checkpoint", None)
         if isinstance(model, Traceable):
-            proven = record is not None and unchanged(model, record)
-            return (
-                model,
-                type(model).__name__,
-                cast("Checkpoint", record).bound_kind if proven else "unproven",
-            )
+            return model, type(model).__name__, _kind(model, record, reported)
         if record is None:
             raise InputError(
                 f"{function}: a {type(model).__name__} made by hand does not know its domain; call the module "
                 "itself, or pass model= the name or record of a checkpoint"
             )
-        kind = record.bound_kind if unchanged(model, record) else "unproven"
-        return _surrogate(record, model), record.name, kind
+        return _surrogate(record, model), record.name, _kind(model, record, reported)
     if isinstance(model, Checkpoint):
         return _network(model), model.name, model.bound_kind
     if model is None and rtol is not None and (cheaper := cheaper_surrogate(function, A, rtol)):
@@ -329,6 +323,11 @@ def _found(
         str(name),
         kind,
     )  # as the user called it: a foreign record may bear the name of a shipped one
+
+
+def _kind(model: nn.Module, record: Checkpoint | None, reported: bool) -> str:
+    """The kind of bound of a module that may be anyone's; comparing all weights takes longer than a small matrix."""
+    return record.bound_kind if record is not None and reported and unchanged(model, record) else "unproven"
 
 
 @lru_cache(maxsize=128)

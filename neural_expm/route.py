@@ -14,8 +14,8 @@ from .networks.protocols import Network
 from .report import Report, batch_index
 
 WHY_UNDEFINED = {
-    "sign": "an eigenvalue on the imaginary axis, so sign(A) does not exist",
-    "sqrtm": "an eigenvalue on the closed negative real axis, so no principal square root exists",
+    "sign": "an eigenvalue on the imaginary axis, to working precision, so sign(A) does not exist",
+    "sqrtm": "an eigenvalue on the closed negative real axis, to working precision, so no principal square root exists",
     "expm": "no exponential",
 }
 
@@ -32,7 +32,7 @@ class Route:
     def __init__(self, function: str, network: Network, outside: str) -> None:
         self.function, self.network, self.outside = function, network, outside
         self.outcome: Any = None
-        # Whether refused matrices are within reach of the network after a few Newton steps.
+        # Whether refused matrices may be near enough to be answered by a few Newton steps.
         self.newton = function == "sign" and getattr(network, "certified_at_run_time", False)
 
     def renewed(self) -> Route:

@@ -144,7 +144,7 @@ def test_a_recorder_of_operations_misses_nothing(machine_code):
 def test_first_calls_in_two_threads_share_what_they_make(machine_code):
     """A table that one thread works on is not replaced by that of another."""
     A = torch.eye(4, dtype=torch.float64).expand(20, 4, 4) * 2
-    network = neural_expm.functions._choose("sqrtm", A, None, None, "exact")[0]
+    network = neural_expm.functions._choose("sqrtm", A, None, None, "exact", False)[0]
     kernel = native.find(A, "sqrtm")
     passes = network._passes()
     passes.kept.clear()
@@ -197,3 +197,14 @@ def test_a_network_can_be_copied_and_pickled_after_it_was_used(how, monkeypatch)
         for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
             assert torch.equal(twin(B), expected)
             assert not twin.training
+
+
+def test_transforms_over_weights_are_refused():
+    network = neural_expm.load("expm-equivariant", torch.float64)
+    weights, A = dict(network.named_parameters()), torch.eye(3).double()
+
+    def size(parameters):
+        return torch.func.functional_call(network, parameters, (A,)).sum()
+
+    with pytest.raises(neural_expm.InputError, match="its weights are frozen"):
+        torch.func.grad(size)(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cases
+import mpmath
 import pytest
 import scipy.linalg
 import torch
@@ -306,3 +307,23 @@ def test_badly_scaled_matrices_have_their_signs():
     torch.testing.assert_close(neural_expm.sign(triangular)[0, 1], triangular[0, 1])
     scaled = neural_expm.sign(D @ core @ torch.linalg.inv(D))
     torch.testing.assert_close(torch.linalg.inv(D) @ scaled @ D, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_far_eigenvalues_that_rounding_carries_over_are_noticed():
+    """Far from normal: eigenvalues 1e-3 from the axis, and a matrix with some on it nearer than a rounding."""
+    answered = 0
+    for seed in range(60):
+        g = cases.generator(seed)
+        Q = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=g))[0]
+        T = torch.randn(4, 4, dtype=torch.float64, generator=g)
+        T = torch.diag(T.diagonal()) + T.triu(1) * 10 ** (5 * torch.rand(1, generator=g).double())
+        A = Q @ T @ Q.mT
+        try:
+            S = neural_expm.sign(A)
+        except neural_expm.UndefinedFunctionError:
+            continue
+        answered += 1
+        with mpmath.workdps(40):
+            values = mpmath.eig(mpmath.matrix(A.tolist()), left=False, right=False)
+        assert abs(float(S.trace()) - sum(1 if value.real > 0 else -1 for value in values)) < 1e-2, seed
+    assert 10 < answered < 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -62,7 +63,8 @@ def balance(A: Tensor, E: Tensor) -> Tensor:
     size, other = (X.detach().abs().amax((-2, -1), keepdim=True) for X in (A, E))
     ratio = torch.where(size > 0, size, 1.0) / other
     usable = torch.isfinite(ratio) & (ratio > 0)
-    return torch.exp2(torch.log2(torch.where(usable, ratio, 1.0)).round())
+    most = math.frexp(torch.finfo(ratio.dtype).max)[1] - 2
+    return torch.exp2(torch.log2(torch.where(usable, ratio, 1.0)).floor().clamp(-most, most))
 
 
 def adjoint_of_frechet(

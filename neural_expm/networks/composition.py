@@ -56,7 +56,7 @@ class _Composition(Derived, Pretrained, nn.Module):
     made: ClassVar = ("_program", "_passes_made")
     bound: ClassVar = ("_passes_made",)
     products_per_stage = 3
-    certified_at_run_time = True  # what is refused may be taken after a step of Newton's iteration
+    certified_at_run_time = True  # what is refused has lost a certificate, and may be near
 
     def __init__(
         self,
@@ -180,9 +180,11 @@ class _Composition(Derived, Pretrained, nn.Module):
             outcome, failed = self._run_eager(A, trust, out)
         if trust:
             return out, outcome
-        (low, high), most = outcome.scale.aminmax(), EXTREME[outcome.scale.dtype]
-        if not (low > 1 / most and high < most):  # NaN compares false
-            extreme = ~((outcome.scale > 1 / most) & (outcome.scale < most))
+        scale, most = outcome.scale, EXTREME[outcome.scale.dtype]
+        low, high = scale.aminmax()
+        # NaN compares false.  Elsewhere than on a CPU asking would mean waiting.
+        if not (scale.is_cpu and low > 1 / most and high < most):
+            extreme = ~((scale > 1 / most) & (scale < most))
             failed = extreme if failed is None else failed | extreme
         if failed is not None and bool(failed.any()):
             rows = torch.nonzero(failed)[:, 0]
@@ -201,10 +203,11 @@ class _Composition(Derived, Pretrained, nn.Module):
     def _passes(self) -> Passes:
         """The stages for the native kernels, made anew after weights were loaded."""
         self.refresh()
-        if self._passes_made is None:
+        passes = self._passes_made
+        if passes is None:
             general, hermitian = ((*self._stages(h), self._radius(h)) for h in (False, True))
-            self._passes_made = Passes(general, hermitian, self.config["passes"])
-        return self._passes_made
+            self._passes_made = passes = Passes(general, hermitian, self.config["passes"])
+        return passes
 
     def _run_triton(self, A: Tensor, out: Tensor) -> tuple[Outcome, Tensor | None] | None:
         """Without a word to the host."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
+
+from ..errors import InputError
 
 
 class Derived:
@@ -22,6 +23,7 @@ class Derived:
     bound: ClassVar[tuple[str, ...]] = ()
     shared: bool = False
     _seen: Any = None
+    _where: list[tuple[dict[str, Any], str]] | None = None
 
     def share(self) -> None:
         """Say so of this network and its parts."""
@@ -30,14 +32,31 @@ class Derived:
                 module.shared = True
 
     def refresh(self) -> None:
-        """Forget what was made of weights that have changed since; asked before each use."""
+        """Forget what was made of weights that have changed since; asked before each use.
+
+        What is written through ``.data`` or numpy goes unseen; ``load_state_dict`` and changes in place do not.
+
+        Raises:
+            InputError: the weights are those of a transform of ``torch.func``.
+        """
         if self.shared or torch.compiler.is_compiling():  # a tracer's weights have no addresses
             return
-        module = cast("nn.Module", self)
-        tensors = chain(module.parameters(), module.buffers())
-        # The version counts changes in place; tensors of inference mode have none.
-        now = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        if now != self._seen:
+        if self._where is None:
+            modules = list(cast("nn.Module", self).modules())
+            self._where = [
+                (held, name) for m in modules for held in (m._parameters, m._buffers) for name in held
+            ]
+        tensors = [held[name] for held, name in self._where]
+        try:
+            now = [t if t is None else (t.data_ptr(), t._version) for t in tensors]
+        except RuntimeError as error:
+            if not any(t is not None and t.is_inference() for t in tensors):
+                raise InputError(
+                    f"{type(self).__name__}: its weights are frozen, no transform of torch.func can vary them; train "
+                    "an EquivariantTransformer instead"
+                ) from error
+            now = None  # tensors of inference mode count no changes: nothing is kept of them
+        if now is None or now != self._seen:
             for name in self.made:
                 self._empty(self.__dict__, name)
             self._seen = now
@@ -48,7 +67,9 @@ class Derived:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: tables for native kernels hold pointers, and are made again."""
-        state = {name: value for name, value in self.__dict__.items() if name not in ("shared", "_seen")}
+        state = {
+            name: value for name, value in self.__dict__.items() if name not in ("shared", "_seen", "_where")
+        }
         for name in self.bound:
             self._empty(state, name)
         return state

@@ -91,34 +91,36 @@ class EquivariantTransformer(Derived, nn.Module):
             weights of X₂.
         """
         self.refresh()
-        key = (dtype, device)
-        if key not in self._packed:
+        key, packed = (dtype, device), self._packed
+        if key not in packed:
             m, scale = self.products, self.scores[0, 0] * self.values[0, 0]
             rows = [torch.stack([self.scores[h, : h + 1], self.values[h, : h + 1]]) for h in range(1, m)]
             rows.append(self.readout[None, 1:])
             unit = torch.ones(m + 1, dtype=scale.dtype, device=scale.device)
             unit[1] = scale
-            self._packed[key] = [
+            packed[key] = [
                 (row * unit[: row.shape[1]]).detach().to(device=device, dtype=dtype).contiguous()
                 for row in rows
             ]
-        return self._packed[key]
+        return packed[key]
 
     def flat(self, dtype: torch.dtype) -> Tensor:
         """:meth:`packed` on the CPU, one row after another: m² + 2m − 1 numbers, as the compiled kernels read them."""
         self.refresh()
-        if dtype not in self._flat:
+        flat = self._flat
+        if dtype not in flat:
             rows = self.packed(dtype, torch.device("cpu"))
-            self._flat[dtype] = torch.cat([row.reshape(-1) for row in rows])
-        return self._flat[dtype]
+            flat[dtype] = torch.cat([row.reshape(-1) for row in rows])
+        return flat[dtype]
 
     @property
     def identity(self) -> float:
         """The read-out weight of X₀ = I."""
         self.refresh()
-        if self._identity is None:
-            self._identity = float(self.readout[0].detach())
-        return self._identity
+        identity = self._identity
+        if identity is None:
+            self._identity = identity = float(self.readout[0].detach())
+        return identity
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -42,7 +42,7 @@ class Program(NotingLanes):
         self.X, self.W, self.H, self.spare, self.power, self.Z = (tokens + i * self.token for i in range(6))
 
     def workspace(self) -> int:
-        """Bytes that a part needs."""
+        """Bytes that a thread needs."""
         return self.Z.offset + self.coupled * self.token
 
     # R10 points to X, R11 to room for the next one, R9 to Z.

@@ -38,7 +38,7 @@ class Program(Lanes):
         self.stream = self.pair + 2 * self.token
 
     def workspace(self, products: int) -> int:
-        """Bytes that a part needs."""
+        """Bytes that a thread needs."""
         return self.stream.offset + (products + 1) * self.token
 
     def code(self) -> bytes:

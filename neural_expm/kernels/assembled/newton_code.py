@@ -46,7 +46,7 @@ class Program(NotingLanes):
         self.products = self.Y, self.Y + self.member
 
     def workspace(self) -> int:
-        """Bytes that a part needs."""
+        """Bytes that a thread needs."""
         return self.products[1].offset + self.member
 
     def code(self) -> bytes:

@@ -85,7 +85,7 @@ class NotingLanes(Lanes):
         asm.back()
 
     def any_above_one(self, numbers: Memory) -> None:
-        """Compare with zero whether the number of any lane exceeds 1: unequal if so.  What is said of NaN is false."""
+        """Compare with zero whether the number of any lane exceeds 1: unequal if so; of NaN, anything."""
         self.asm.address(RSI, numbers)
         self.asm.call(self.above)
         self.asm.compare_constant(RAX, 0)
