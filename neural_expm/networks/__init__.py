@@ -11,8 +11,8 @@ from ..errors import CheckpointError
 # family, or family/function, → "module:Class"; imported when a checkpoint of that kind is loaded
 FAMILIES: dict[str, str] = {
     "equivariant/expm": "exponential:EquivariantExponential",
-    "equivariant/sign": "composition:EquivariantSign",
-    "equivariant/sqrtm": "composition:EquivariantSquareRoot",
+    "equivariant/sign": "sign_and_root:EquivariantSign",
+    "equivariant/sqrtm": "sign_and_root:EquivariantSquareRoot",
     "transformer": "transformer:TransformerNet",
     "mlp": "mlp:MLPNet",
     "relu": "relu:ReLUNet",

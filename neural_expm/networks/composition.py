@@ -26,7 +26,7 @@ from ..domain import Reason, is_finite, is_hermitian
 from ..errors import CheckpointError
 from ..kernels import native
 from ..kernels.calling import readable
-from ..kernels.composition import Algebra, Stage, root_stage, sign_stage, tangent
+from ..kernels.composition import Algebra, Stage
 from ..kernels.composition_kernel import Course, Passes
 from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
@@ -48,7 +48,7 @@ EXTREME = {torch.float32: 1e8, torch.float64: 1e60}
 WORTH_MOVING = 1 / 8
 
 
-class _Composition(Derived, Pretrained, nn.Module):
+class Composition(Derived, Pretrained, nn.Module):
     """What sign and the square root share: stages, scaling, passes, certificate."""
 
     family = "equivariant"
@@ -80,7 +80,7 @@ class _Composition(Derived, Pretrained, nn.Module):
         self.general = nn.Parameter(torch.zeros(general_stages, 3, dtype=torch.float64))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> _Composition:
+    def from_config(cls, config: dict[str, Any]) -> Composition:
         """Rebuild from ``config``.
 
         Raises:
@@ -178,22 +178,25 @@ class _Composition(Derived, Pretrained, nn.Module):
             outcome, failed = self._run_native(kernel, A, trust, out)
         else:
             outcome, failed = self._run_eager(A, trust, out)
-        if trust:
-            return out, outcome
-        scale, most = outcome.scale, EXTREME[outcome.scale.dtype]
-        low, high = scale.aminmax()
+        if not trust:
+            outcome.reason = self._reasons(A, outcome.scale, failed)
+        return out, outcome
+
+    @staticmethod
+    def _reasons(A: Tensor, scale: Tensor, failed: Tensor | None) -> Tensor | None:
+        """Why the network does not answer for each matrix; None if it does for all."""
+        most = EXTREME[scale.dtype]
         # NaN compares false.  Elsewhere than on a CPU asking would mean waiting.
-        if not (scale.is_cpu and low > 1 / most and high < most):
+        if not (scale.is_cpu and scale.min() > 1 / most and scale.max() < most):
             extreme = ~((scale > 1 / most) & (scale < most))
             failed = extreme if failed is None else failed | extreme
-        if failed is not None and bool(failed.any()):
-            rows = torch.nonzero(failed)[:, 0]
-            reason = torch.where(failed, int(Reason.NO_CERTIFICATE), int(Reason.INSIDE))
-            outcome.reason = reason.to(torch.uint8)
-            doubtful = rows[~(outcome.scale[rows] > 0)]  # a norm that is not finite
-            if doubtful.numel():
-                outcome.reason[doubtful[~is_finite(A[doubtful])]] = int(Reason.NOT_FINITE)
-        return out, outcome
+        if failed is None or not bool(failed.any()):
+            return None
+        reason = torch.where(failed, int(Reason.NO_CERTIFICATE), int(Reason.INSIDE)).to(torch.uint8)
+        doubtful = torch.nonzero(~(scale > 0))[:, 0]  # a norm that is not finite
+        if doubtful.numel():
+            reason[doubtful[~is_finite(A[doubtful])]] = int(Reason.NOT_FINITE)
+        return reason
 
     def _accepted(self, A: Tensor, size: Tensor) -> Tensor:
         """The residual at which a result is taken; ``size`` is ‖X‖² of the scaled X: no unit of A matters."""
@@ -352,65 +355,3 @@ def _spectral_bound(A: Tensor) -> Tensor:
     square = torch.linalg.vector_norm(A @ A, dim=(-2, -1)).sqrt()
     bound = torch.minimum(torch.linalg.vector_norm(A, dim=(-2, -1)), square)
     return bound.clamp_min(torch.finfo(bound.dtype).tiny)
-
-
-class EquivariantSign(_Composition):
-    """sign(A).  Classical equivalent: ``scipy.linalg.signm``.
-
-    Source: minimax compositions: Nakatsukasa & Freund (2016), SIAM Rev. 58(3); Amsel et al., "The
-    Polar Express" (2025).
-    """
-
-    function = "sign"
-
-    def _radius(self, hermitian: bool) -> float:
-        return 1.0 if hermitian else self.config["general_scale"]
-
-    def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
-        return (X,)
-
-    def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
-        return algebra.multiply(state[0], state[0])
-
-    def _advance(
-        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
-    ) -> tuple[Tensor, ...]:
-        return (sign_stage(algebra, state[0], W, square, stage),)
-
-    def _settle(self, algebra: Algebra, state: tuple[Tensor, ...]) -> None:
-        tangent(algebra, state[0])
-
-    def _growth(self, scale: Tensor) -> Tensor:
-        return torch.ones_like(scale)
-
-
-class EquivariantSquareRoot(_Composition):
-    """The principal square root.  Classical equivalent: ``scipy.linalg.sqrtm``.
-
-    Source: Higham, *Functions of Matrices*, theorem 6.9 and section 6.7.
-    """
-
-    function = "sqrtm"
-    products_per_stage = 4
-
-    def _radius(self, hermitian: bool) -> float:
-        # W = A/c² needs the square of the spectral radius that X = W^{1/2} needs.
-        return 1.0 if hermitian else self.config["general_scale"] ** 2
-
-    def _state(self, algebra: Algebra, X: Tensor) -> tuple[Tensor, ...]:
-        Z = torch.zeros_like(X)
-        algebra.layout.add_identity(algebra.value(Z), 1.0)
-        return X, Z
-
-    def _square(self, algebra: Algebra, state: tuple[Tensor, ...]) -> Tensor:
-        return algebra.multiply(state[1], state[0])
-
-    def _advance(
-        self, algebra: Algebra, state: tuple[Tensor, ...], W: Tensor, square: Tensor, stage: Stage
-    ) -> tuple[Tensor, ...]:
-        Y, Z = state
-        return root_stage(algebra, Y, Z, W, square, stage)
-
-    def _growth(self, scale: Tensor) -> Tensor:
-        # (A/c²)^{1/2} = A^{1/2}/c, and the derivative scales alike: its direction was divided by c² too.
-        return scale.rsqrt()

@@ -15,7 +15,7 @@ import torch
 from ..certificate import half_plane_radius
 from ..checkpoints import save
 from ..manifest import PACKAGE, manifest_path
-from ..networks.composition import EquivariantSign, EquivariantSquareRoot
+from ..networks.sign_and_root import EquivariantSign, EquivariantSquareRoot
 from .equivariant import add_to_manifest
 
 NEWTON_SCHULZ = (15 / 8, -10 / 8, 3 / 8)  # the limit of the minimax quintic on a short interval around 1

@@ -102,7 +102,7 @@ def test_domain_beyond_the_proof_is_refused(record):
 
 
 def test_from_pretrained_knows_the_shipped_names():
-    from neural_expm.networks.composition import EquivariantSign
+    from neural_expm.networks.sign_and_root import EquivariantSign
 
     record = shipped()["sign-equivariant"]
     A = inside(record)
@@ -110,7 +110,7 @@ def test_from_pretrained_knows_the_shipped_names():
 
 
 def test_training_a_copy_leaves_the_original_alone(tmp_path):
-    from neural_expm.networks.composition import EquivariantSign
+    from neural_expm.networks.sign_and_root import EquivariantSign
 
     copy = EquivariantSign.from_pretrained("sign-equivariant")
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_a_call_in_a_loop_asks_once(server, sign_id):
 
 
 def test_a_folder_that_was_written_again_is_read_again(tmp_path):
-    from neural_expm.networks.composition import EquivariantSign
+    from neural_expm.networks.sign_and_root import EquivariantSign
 
     A = 0.01 * inside(shipped()["sign-equivariant"])
     network = EquivariantSign.from_pretrained("sign-equivariant")
