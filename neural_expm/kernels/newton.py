@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..domain import frobenius_norm
+from . import reference
 from .composition import Algebra, sign_stage, tangent
 from .eager import chunks, put, take
 from .layout import layout_for
@@ -32,7 +33,7 @@ class Evidence(NamedTuple):
     Attributes:
         residual: ‖S² − I‖.
         size: ‖S‖.
-        roundings: how many of them, relative to ‖X‖, rounding has done to the last X of Newton's at most.
+        roundings: the most that rounding has done to the last X of Newton's, in units of eps · ‖X‖.
         matrix: ‖A‖.
         commutator: ‖AS − SA‖.
     """
@@ -63,7 +64,7 @@ def sign(A: Tensor, E: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None
         return S, None, evidence
     # What makes no difference to the sign would grow on the way by one over the distance of eigenvalues from the axis,
     # and its rounding with it.
-    return *_iterate(A, 0.5 * (E - S @ E @ S), steps)[:2], evidence
+    return *_iterate(A, reference.tangent(S, E), steps)[:2], evidence
 
 
 def _iterate(A: Tensor, E: Tensor | None, steps: int) -> tuple[Tensor, Tensor | None, Tensor]:

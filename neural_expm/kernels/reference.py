@@ -53,6 +53,11 @@ def block_triangular(A: Tensor, E: Tensor, B: Tensor) -> Tensor:
     return torch.cat([torch.cat([A, E], -1), torch.cat([torch.zeros_like(A), B], -1)], -2)
 
 
+def tangent(S: Tensor, E: Tensor) -> Tensor:
+    """½(E − S E S), what of E changes a sign S: S L + L S = 0 for every derivative L, since S² = I."""
+    return 0.5 * (E - S @ E @ S)
+
+
 def balance(A: Tensor, E: Tensor) -> Tensor:
     """A power of two for each matrix, shape (*, 1, 1), that brings E to the size of A; 1 where there is none.
 

@@ -15,8 +15,8 @@ from ..calling import CPU
 from ..composition import Stage
 from ..composition_kernel import CompositionKernel, Course, Kind, Passes, Record, RootCheck, SignCheck
 from .composition_code import NOTES, STAGE, Program
+from .job import Job
 from .kernel import AssembledKernel, by_rows
-from .lanes import Job
 
 
 class _Kernel(CompositionKernel, AssembledKernel):
@@ -36,29 +36,25 @@ class _Kernel(CompositionKernel, AssembledKernel):
         scale = radius / bound.clamp_min(torch.finfo(real).tiny)
         residual, verdict = notes = torch.full((NOTES, count), math.inf, dtype=real, device=CPU)
         number = torch.zeros(count, dtype=torch.int64, device=CPU)
-        possible = torch.isfinite(bound) | trust
-        waiting = [torch.nonzero(possible & like)[:, 0] for like in (~hermitian, hermitian)]
-        for taken in range(1, passes.most + 1):
-            for kind, rows in zip(passes.kinds, waiting, strict=True):
+        pending, source, factors = torch.isfinite(bound) | trust, A, scale.data_ptr()
+        for _ in range(passes.most):
+            for kind, like in zip(passes.kinds, (~hermitian, hermitian), strict=True):
+                rows = torch.nonzero(pending & like)[:, 0]
                 if not rows.numel():
                     continue
                 check = not trust and kind[1] is not None
                 job = self._job(rows, passes, kind, 1, check, (accepted, largest), result)
                 job.notes, job.notes_step = notes.data_ptr(), notes.stride(0) * notes.element_size()
                 job.companions, job.companions_step = companions.data_ptr(), job.out_step
-                job.scales = scale.data_ptr() if taken == 1 else 0
-                self._run("value", job, A if taken == 1 else result, rows.shape[0], kind, 1)
+                job.scales = factors
+                self._run("value", job, source, rows.shape[0], kind, 1)
             sound = torch.isfinite(residual)
             residual.masked_fill_(~sound, math.inf)  # NaN, too
-            more = sound & ~(verdict <= 1.0)
-            if taken == 1:
-                number = sound.long()
-            else:
-                rows = torch.cat(waiting)
-                number[rows] = torch.where(sound[rows], taken, taken - 1)
-            waiting = [rows[more[rows]] for rows in waiting]
-            if not any(rows.numel() for rows in waiting):
+            number += pending & sound
+            pending &= sound & ~(verdict <= 1.0)
+            if not bool(pending.any()):
                 break
+            source, factors = result, 0  # where the pass before has left them
         if self.coupled:
             result.mul_(scale.rsqrt()[:, None, None])
         failed = torch.zeros_like(hermitian) if trust else ~(verdict <= 1.0)
@@ -84,9 +80,7 @@ class _Kernel(CompositionKernel, AssembledKernel):
     def _bounds(self, A: Tensor) -> tuple[Tensor, Tensor]:
         """The lesser of ‖A‖_F and ‖A²‖_F^{1/2}, neither of which the spectral radius exceeds; where A is Hermitian."""
         count = A.shape[0]
-        # The last group of a batch fills as many places as there are lanes.
-        places = -(-count // self.lanes) * self.lanes
-        notes = torch.empty(NOTES, places, dtype=self.dtype.to_real(), device=CPU)
+        notes = self._notes(NOTES, count)
         job = Job(last=count - 1, notes=notes.data_ptr(), notes_step=notes.stride(0) * notes.element_size())
         self._run("bounds", job, A, count, None, 1)
         bound, departure = notes[:, :count]

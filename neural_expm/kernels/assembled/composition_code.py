@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .lanes import AT, Shape
+from .job import AT, Shape
 from .notes import NotingLanes
-from .x86 import R8, R9, R10, R11, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
+from .x86 import R9, R10, R11, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
 
 # What a table has for each stage: a, b, c and the factors of the five squared norms.  Behind the last one stand 1 over
 # the largest η that is taken, in units of max(1, ‖X‖²) and as it is.
@@ -181,24 +181,7 @@ class Program(NotingLanes):
         asm.store(self.open, verdict)
         asm.store(self.ratio, eta)
         for which, number in enumerate((self.ratio, self.open)):
-            self._record(number, which)
-
-    def _record(self, numbers: Memory, which: int) -> None:
-        """Write a number of each lane to the place of its matrix among the notes."""
-        asm = self.asm
-        asm.get(RDX, AT["notes_step"])
-        asm.constant(RAX, which)
-        asm.times(RDX, RAX)
-        asm.plus(RDX, AT["notes"])
-        asm.address(RDI, numbers)
-        for _ in self.lanes():
-            asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
-            asm.constant(RCX, asm.entry_bytes)
-            asm.times(RAX, RCX)
-            asm.plus(RAX, RDX)
-            asm.get(RCX, Memory(RDI), asm.entry_bytes)
-            asm.put(Memory(RAX), RCX, asm.entry_bytes)
-            asm.plus_constant(RDI, asm.entry_bytes)
+            self.record(number, which)
 
     # --- a group ------------------------------------------------------------------------------------------------------
 

@@ -12,8 +12,8 @@ from ...domain import norm_bound
 from ..calling import CPU
 from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
 from .exponential_code import MOST_RUNGS, NETWORK, Program
+from .job import Job
 from .kernel import AssembledKernel, by_rows
-from .lanes import Job
 
 
 class _Tables(NamedTuple):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .lanes import AT, Lanes, Shape
+from .job import AT, Shape
+from .lanes import Lanes
 from .x86 import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
 
 NETWORK = 3  # numbers of eight bytes that a job has of each rung

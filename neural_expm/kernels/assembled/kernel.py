@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calling import CHECK, FUNCTION, Function, aside, parallel, share, threads_for
-from .lanes import Job, Lanes, Shape
+from ..calling import CHECK, CPU, FUNCTION, Function, aside, parallel, share, threads_for
+from .job import Job, Shape
+from .lanes import Lanes
 from .memory import Unavailable, Workspace, executable, wide
 from .vectors import Assembler
 
@@ -59,6 +60,11 @@ class AssembledKernel:
             program = make(Shape(self.n, double, is_complex, members, transposed, conjugate, self.wide))
             self._programs[key] = known = program, FUNCTION(executable(getattr(program, code)()))
         return known
+
+    def _notes(self, kinds: int, count: int) -> Tensor:
+        """Room for what a program notes of so many matrices; the last group fills as many places as there are lanes."""
+        places = -(-count // self.lanes) * self.lanes
+        return torch.empty(kinds, places, dtype=self.dtype.to_real(), device=CPU)
 
     def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int, workspace: int) -> None:
         """Share ``count`` matrices of A, of so many multiply-adds and bytes of workspace each, among threads."""

@@ -7,87 +7,16 @@ batch repeats the last matrix in its idle lanes, and writes the same result more
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from .job import AT, Shape
 from .transpose import transpose
 from .vectors import Assembler, Constant
 from .x86 import R8, R10, R12, R13, R14, RAX, RBP, RBX, RCX, RDI, RDX, RSI, Memory
 
 # Up to this n a product is one straight run of instructions.
 UNROLLED_N = 4
-
-
-class Job(ctypes.Structure):
-    """What a program works on; threads that call it with the same job share the work.
-
-    Attributes:
-        ticket: parts begun so far: a thread takes the next one until there are no more.
-        threads: begun so far: each has a workspace of its own.
-        parts, begins: of the batch, how many; address of the first matrix of each and the end of the last one.
-        first, end: the same for a single part.
-        matrices, matrices_step: address; bytes from one to the next.
-        directions, directions_step: likewise, of a derivative.
-        out, out_step: likewise.
-        companions, companions_step: likewise, of what a pass hands to the next one besides its result.
-        rows: address of the int64 indices of the matrices; null for all.
-        last: where the last matrix is among them.
-        workspace, workspace_step: address, on the boundary of a register; bytes of a thread.
-        weights: address of the stages of a composition, each number in all lanes of a register.
-        stages, certified: of a composition, how many, and whether their certificates are wanted.
-        radii: address of 1, −1 and the radii of the rungs, each in all lanes of a register.
-        rungs, reached, least: how many rungs there are, how many radii are to be looked at, and the rung that
-            derivatives take at least.
-        networks: address of the ``NETWORK`` of each rung: address of its weights, its products and its squarings.
-        levels: address of the rung of each matrix, bytes; null where nobody wants them.
-        outside: becomes 1 where no rung serves a matrix.
-        scales: address of the factors of the matrices; null to take them as they are.
-        notes, notes_step: address of the first note of each matrix; bytes to the second ones.
-    """
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            *("ticket", "threads", "parts", "begins", "first", "end"),
-            *("matrices", "matrices_step", "directions", "directions_step", "out", "out_step"),
-            *("companions", "companions_step"),
-            *("rows", "last", "workspace", "workspace_step"),
-            *("weights", "stages", "certified"),
-            *("radii", "rungs", "reached", "least", "networks", "levels", "outside"),
-            *("scales", "notes", "notes_step"),
-        )
-    )
-
-
-AT = {name: Memory(RBX, getattr(Job, name).offset) for name, *_ in Job._fields_}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What machine code is made for.
-
-    Attributes:
-        n: size.
-        double, complex: the field.
-        members: 1 for the value; 2 for the derivative, beside the value.
-        transposed, conjugate: of A, as it lies in memory.
-        wide: for AVX-512; else for AVX2.
-    """
-
-    n: int
-    double: bool
-    complex: bool
-    members: int
-    transposed: bool
-    conjugate: bool
-    wide: bool
-
-    @property
-    def parts(self) -> int:
-        """Reals of an entry."""
-        return 2 if self.complex else 1
 
 
 class Lanes:
@@ -282,19 +211,25 @@ class Lanes:
         if rest:
             yield rest
 
-    def gather_scales(self, to: Memory) -> None:
-        """To ← the factors of the matrices of the lanes, and their negatives behind; R14 says so to :meth:`load`."""
+    def numbers(self, at: Memory) -> Iterator[tuple[Memory, Memory]]:
+        """A loop over the lanes: where one has its number, and where its matrix has it, from RDX on."""
         asm = self.asm
-        asm.get(RDX, AT["scales"])
-        asm.address(RDI, to)
+        asm.address(RDI, at)
         for _ in self.lanes():
             asm.get(RAX, Memory(RBP, 0, index=R8))  # which matrix
             asm.constant(RCX, asm.entry_bytes)
             asm.times(RAX, RCX)
             asm.plus(RAX, RDX)
-            asm.get(RCX, Memory(RAX), asm.entry_bytes)
-            asm.put(Memory(RDI), RCX, asm.entry_bytes)
+            yield Memory(RDI), Memory(RAX)
             asm.plus_constant(RDI, asm.entry_bytes)
+
+    def gather_scales(self, to: Memory) -> None:
+        """To ← the factors of the matrices of the lanes, and their negatives behind; R14 says so to :meth:`load`."""
+        asm = self.asm
+        asm.get(RDX, AT["scales"])
+        for own, of_matrix in self.numbers(to):
+            asm.get(RCX, of_matrix, asm.entry_bytes)
+            asm.put(own, RCX, asm.entry_bytes)
         asm.load(0, to)
         asm.load(1, self.all_lanes(-1.0))
         asm.multiply(0, 0, 1)

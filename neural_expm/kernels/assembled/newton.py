@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..calling import CPU
 from ..newton import Evidence, sign
+from .job import Job
 from .kernel import AssembledKernel, by_rows
-from .lanes import Job
 from .newton_code import Program
 
 # Products of a matrix, to judge how many threads a batch is worth: an inverse takes as long as some six.
@@ -30,9 +29,7 @@ class NewtonKernel(AssembledKernel):
             out: contiguous (batch, n, n).
         """
         count, n = rows.shape[0], self.n
-        # The last group of a batch fills as many places as there are lanes.
-        places = -(-count // self.lanes) * self.lanes
-        notes = torch.empty(len(Evidence._fields), places, dtype=self.dtype.to_real(), device=CPU)
+        notes = self._notes(len(Evidence._fields), count)
         job = Job(
             out=out.data_ptr(),
             out_step=n**2 * out.element_size(),

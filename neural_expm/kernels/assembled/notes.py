@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .lanes import AT, Lanes, Shape
+from .job import AT, Shape
+from .lanes import Lanes
 from .vectors import Vector
 from .x86 import R8, R12, R14, RAX, RCX, RDI, RDX, RSI, Memory
 
@@ -25,18 +26,29 @@ class NotingLanes(Lanes):
             asm.store(factors + part * self.register, 0)
         asm.address(R14, factors)
 
-    def note(self, register: Vector, which: int) -> None:
-        """Write a number of each lane to its place among the notes."""
+    def _notes(self, which: int) -> None:
+        """RDX ← where the notes of this kind begin."""
         asm = self.asm
-        asm.get(RAX, AT["notes_step"])
-        asm.constant(RCX, which)
-        asm.times(RAX, RCX)
-        asm.plus(RAX, AT["notes"])
-        asm.set(RCX, R12)
-        asm.constant(RDX, asm.entry_bytes)
-        asm.times(RCX, RDX)
-        asm.plus(RAX, RCX)
-        asm.store(Memory(RAX), register)
+        asm.get(RDX, AT["notes_step"])
+        asm.constant(RAX, which)
+        asm.times(RDX, RAX)
+        asm.plus(RDX, AT["notes"])
+
+    def note(self, register: Vector, which: int) -> None:
+        """Write a number of each lane in the order of the job, whose rows the notes follow."""
+        asm = self.asm
+        self._notes(which)
+        asm.constant(RAX, asm.entry_bytes)
+        asm.times(RAX, R12)
+        asm.plus(RDX, RAX)
+        asm.store(Memory(RDX), register)
+
+    def record(self, numbers: Memory, which: int) -> None:
+        """Write a number of each lane to the place of its matrix in the batch."""
+        self._notes(which)
+        for own, of_matrix in self.numbers(numbers):
+            self.asm.get(RCX, own, self.asm.entry_bytes)
+            self.asm.put(of_matrix, RCX, self.asm.entry_bytes)
 
     def measured(self, token: int | Memory) -> None:
         """Vectors 0 and 1 ← ‖X‖_F² and ‖X − I‖_F² of each lane."""
