@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .domain import is_finite, is_hermitian, largest_part
-from .kernels.reference import balance, block_triangular
+from .kernels.reference import balance, block_triangular, tangent
 
 MAX_ITERATIONS = 60
 # Newton's relative residual beyond which a result is not trusted and goes to the Schur form: a few hundred roundings.
@@ -135,10 +135,8 @@ def _newton(A: Tensor, C: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor,
         mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
         size, inverse_size = mu * square.sqrt(), inverse_square.sqrt() / mu
         before = roundings[active]
-        after_step = 0.5 * (
-            (mu + inverse_size.square() * mu) * before + size + (1 + size * inverse_size) * inverse_size
-        )
-        roundings[active] = torch.where(far, after_step, before)
+        grown = mu * (1 + inverse_size**2) * before + size + (1 + size * inverse_size) * inverse_size
+        roundings[active] = torch.where(far, 0.5 * grown, before)
         after = 0.5 * (_column(mu, now) * now + inverse / _column(mu, now))
         X[active] = after
         if C is not None:
@@ -199,9 +197,9 @@ def sign_frechet(A: Tensor, E: Tensor) -> Tensor:
 def sign_frechet_at(S: Tensor, A: Tensor, E: Tensor) -> Tensor:
     """As :func:`sign_frechet`, given S = sign(A)."""
     (A, of_A), (E, of_E) = _normalized(A), _normalized(E)
-    L = sylvester(A @ S, E - S @ E @ S)
-    # S L + L S = 0: what else there is rounding has left, times one over the distance of eigenvalues from the axis.
-    return 0.5 * (L - S @ L @ S) * (of_A / of_E)
+    L = sylvester(A @ S, 2 * tangent(S, E))
+    # What else there is rounding has left, times one over the distance of eigenvalues from the axis.
+    return tangent(S, L) * (of_A / of_E)
 
 
 # --- square root -----------------------------------------------------------------------------------------------------
@@ -264,7 +262,7 @@ def _denman_beavers(A: Tensor) -> tuple[Tensor, Tensor]:
         mu = torch.where(torch.isfinite(mu) & (mu > 0), mu, 1.0)
         c = _column(mu, now)
         size, inverse_size, before = mu**2 * _norm(now), _norm(inverse) / mu**2, roundings[active]
-        grown = (mu**2 * (1 + inverse_size**2)) * before + size + (1 + size * inverse_size) * inverse_size
+        grown = mu**2 * (1 + inverse_size**2) * before + size + (1 + size * inverse_size) * inverse_size
         roundings[active] = torch.where(far, 0.25 * grown, before)
         X[active] = 0.5 * c * X[active] @ (eye + inverse / c**2)
         after = 0.5 * (eye + 0.5 * (c**2 * now + inverse / c**2))

@@ -41,9 +41,11 @@ def expm(
     Args:
         A: shape (\*, n, n); float16, bfloat16, float32, float64, complex64 or complex128; any strides.
         model: a checkpoint by name, folder, Hub id, record or loaded module; None for the default of the dtype.
-        rtol: answer with the cheapest network whose promised relative error is at most this.
+        rtol: answer with the cheapest network whose promised relative error, before rounding, is at most this; not
+            beside ``model``.
         outside: for a matrix outside the network's domain, ``"exact"`` (``torch.linalg.matrix_exp``), ``"raise"``,
-            ``"nan"``, or ``"trust"`` (no check; works under ``torch.compile(fullgraph=True)`` and ``torch.export``).
+            ``"nan"``, or ``"trust"`` (no check, no promise; works under ``torch.compile(fullgraph=True)`` and
+            ``torch.export``).
         grad: the derivative of a network whose bound is statistical: ``"exact"`` is the Fréchet derivative of the
             function, through the default network; ``"network"`` is that of the network itself. The default
             networks have only the former.
@@ -53,7 +55,8 @@ def expm(
         :math:`e^A`, same shape, dtype and device; NaN for a matrix with NaN or infinite entries.
 
     Raises:
-        InputTypeError, InputError: A is not a dense floating or complex tensor of square matrices.
+        InputTypeError, InputError: A is not a dense floating or complex tensor of square matrices with values; or an
+            option is not one of those above.
         OutsideDomainError: ``outside="raise"`` and a matrix is outside.
         UnknownModelError: no such checkpoint.
 
@@ -166,7 +169,7 @@ def load(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> nn.Module:
-    """A pretrained network: an ``nn.Module`` on the CPU, in eval mode; gradients flow to A and not to the weights.
+    """A pretrained network, a copy: an ``nn.Module`` on the CPU, in eval mode; gradients flow to A, not to the weights.
 
     Args:
         name: a shipped name, a folder, or a Hub id (``"org/name"``, ``"org/name@revision"``), tried in this order.
@@ -186,7 +189,7 @@ def load(
         UnknownModelError: no such checkpoint, repository or revision; the message lists those that exist.
         CheckpointError: its weights are missing, damaged, tampered with, or do not prove a bound called certified.
         HubError: the Hub cannot be reached, or refuses.
-        InputError: the string is neither a name nor a folder nor a Hub id.
+        InputError: the string is neither a name nor a folder nor a Hub id; or a revision of what ships was asked for.
     """
     return hub.load(
         full_name(name, dtype or torch.get_default_dtype()),

@@ -198,7 +198,7 @@ def list_models(function: str | None = None) -> list[Checkpoint]:
 
 
 def find(name: str) -> Checkpoint:
-    """The shipped record of this name.
+    """The shipped record of this name, or of this family in the default dtype.
 
     Raises:
         UnknownModelError: no such checkpoint; the message lists those that exist.

@@ -30,7 +30,7 @@ def matrix(A: Any, function: str) -> Tensor:
         A: expected a dense tensor of shape (*, n, n), float16/bfloat16/float32/float64/complex64/complex128.
 
     Raises:
-        InputTypeError: not a tensor, sparse or quantised, or of another dtype.
+        InputTypeError: not a tensor, sparse or quantised, of another dtype, or on the meta device.
         InputError: fewer than two dimensions, or the last two differ.
     """
     if not isinstance(A, Tensor):

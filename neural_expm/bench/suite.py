@@ -29,12 +29,21 @@ SCIPY_MATRICES = 200
 SCIPY = {"expm": scipy.linalg.expm, "sign": scipy.linalg.signm, "sqrtm": scipy.linalg.sqrtm}
 
 
+def _newton_frechet(A: Tensor, E: Tensor) -> Tensor:
+    return exact.sign_frechet_at(exact.sign_by_newton(A)[0], A, E)
+
+
+# Of the sign without the eigenvalues that the exact algorithm looks at where rounding may have done harm: in single
+# precision, in which no call computes it, that is often.
+VALUE = {**exact.VALUE, "sign": exact.sign_by_newton}
+FRECHET = {**exact.FRECHET, "sign": _newton_frechet}
+
+
 class Classical:
     """What a workload is compared with, and its gradient.
 
     expm: ``torch.linalg.matrix_exp`` and its autograd.  torch has no sign and no square root: there it is this
-    package's own exact algorithm (Newton, Denman–Beavers) and its Fréchet derivative; of the sign without the
-    eigenvalues that it looks at where rounding may have done harm, which single precision would often need.
+    package's own exact algorithm (Newton, Denman–Beavers) and its Fréchet derivative.
     """
 
     def __init__(self, function: str) -> None:
@@ -44,18 +53,13 @@ class Classical:
     def value(self, A: Tensor) -> Tensor:
         if self.function == "expm":
             return torch.linalg.matrix_exp(A)
-        algorithm = exact.sign_by_newton if self.function == "sign" else exact.VALUE[self.function]
-        return algorithm(A.reshape(-1, *A.shape[-2:]))[0].reshape(A.shape)
+        return VALUE[self.function](A.reshape(-1, *A.shape[-2:]))[0].reshape(A.shape)
 
     def both(self, A: Tensor, leaf: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         if self.function == "expm":
             return value_and_gradient(self.value, leaf, G)
         flat, cotangent = (X.reshape(-1, *X.shape[-2:]) for X in (A, G))
-        if self.function == "sign":
-            return self.value(A), exact.sign_frechet_at(self.value(flat.mH), flat.mH, cotangent).reshape(
-                A.shape
-            )
-        return self.value(A), exact.FRECHET[self.function](flat.mH, cotangent).reshape(A.shape)
+        return self.value(A), FRECHET[self.function](flat.mH, cotangent).reshape(A.shape)
 
 
 def value_and_gradient(f: Callable[[Tensor], Tensor], leaf: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
