@@ -77,6 +77,28 @@ def test_terms_of_short_complex_batches(eager, threads, n, dtype, count):
         torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("dtype", "far"), [(torch.float32, 30), (torch.float64, 250)])
+def test_each_direction_by_its_own_size(eager, dtype, far, transposed):
+    """A derivative by a complex step is linear in a direction of any size, beside one of any other."""
+    A = torch.randn(40, 9, 9, dtype=dtype, generator=cases.generator(0)) / 9
+    G = torch.randn(40, 9, 9, dtype=dtype, generator=cases.generator(1))
+    if transposed:
+        A, G = A.mT, G.mT
+    expected = both(A, G)[1]
+    scale = torch.logspace(-far, far, 40, dtype=torch.float64)[:, None, None].to(dtype)
+    wide = (both(A, G * scale)[1].double() / scale.double()).to(dtype)
+    # The size of a direction costs it two roundings, as does its scale here.
+    assert (cases.relative(wide, expected) < 16 * torch.finfo(dtype).eps).all()
+    G = G.clone()
+    G[3], G[5, 2, 2], G[7, 0, 1] = 0, torch.nan, torch.inf
+    got = both(A, G)[1]
+    assert torch.equal(got[3], torch.zeros_like(got[3]))
+    assert torch.isnan(got[[5, 7]]).any(-1).any(-1).all()
+    rest = [i for i in range(40) if i not in (3, 5, 7)]
+    torch.testing.assert_close(got[rest], expected[rest])
+
+
 def test_the_largest_group_is_computed_in_place(eager):
     """Later groups, and the exact algorithm, put theirs over what it made of their matrices."""
     A, G = (torch.randn(2000, 3, 3, dtype=torch.float64, generator=cases.generator(i)) / 9 for i in (0, 1))
@@ -112,3 +134,34 @@ def test_uninitialised_memory_is_never_read(eager):
         memory.fill_(torch.nan)
     for got, wanted in zip(both(A, A), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
+@pytest.mark.parametrize(
+    ("n", "below", "count"), [(2, 1, 9000), (4, 1, 300), (6, 5, 300), (14, 4, 200), (20, 2, 60)]
+)
+def test_zero_rows_are_spared(eager, dtype, n, below, count):
+    """Of affine maps [[A, b], [0, 0]]: the same values, beside matrices outside, and the rows of the identity."""
+    A = torch.randn(count, n, n, dtype=dtype, generator=cases.generator(0)) / n
+    A[::5] *= 6  # groups
+    A[:, n - below :] = 0
+    A[3, :-below], A[4, :-below] = torch.nan, 1e9
+    from neural_expm.kernels import eager as kernel
+
+    assert kernel.occupied_rows(A) == n - below
+    inside = [i for i in range(count) if i not in (3, 4)]
+    got = neural_expm.expm(A)
+    eager.setattr(kernel, "occupied_rows", lambda A: None)
+    expected = neural_expm.expm(A)
+    torch.testing.assert_close(got, expected, equal_nan=True)
+    eye = torch.eye(n, dtype=dtype)[n - below :].expand(len(inside), -1, -1)
+    assert (got[inside, n - below :] - eye).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+def test_rows_that_are_zero_in_some_matrices_are_computed(eager):
+    A = torch.randn(300, 4, 4, dtype=torch.float64, generator=cases.generator(0)) / 4
+    A[:, 2:] = 0
+    A[7, 3, 0] = 1e-3
+    torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A), rtol=1e-12, atol=1e-12)
+    A[7, 3, 0] = torch.nan
+    assert torch.isnan(neural_expm.expm(A)[7]).any()

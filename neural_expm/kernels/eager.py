@@ -10,39 +10,14 @@ The derivative is the Fréchet derivative L(A, E), carried beside the value thro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from .layout import chunk_length
-from .tape import tape_for
+from . import complex_step
+from .calling import readable
+from .chunks import equal_chunks, take
+from .tape import Form, tape_for
 from .tape_layouts import Adjoint, TapeLayout, tape_layout
-
-
-def chunks(A: Tensor, rows: Tensor | None) -> Iterator[tuple[slice | Tensor, int]]:
-    """Indices of the matrices of each chunk, and how many they are."""
-    count = A.shape[0] if rows is None else rows.shape[0]
-    step = chunk_length(A, count)
-    for start in range(0, count, step):
-        at = slice(start, min(start + step, count))
-        yield (at if rows is None else rows[at]), at.stop - start
-
-
-def take(A: Tensor, at: slice | Tensor) -> Tensor:
-    """The matrices of a chunk, with the strides of a contiguous or transposed A."""
-    if isinstance(at, slice):
-        return A[at]
-    # Rows that lie in one piece are gathered many times faster than those of a transposed view.
-    return A.mT.index_select(0, at).mT if A.stride(-1) != 1 else A.index_select(0, at)
-
-
-def put(out: Tensor, at: slice | Tensor, X: Tensor) -> None:
-    """Write the matrices of a chunk."""
-    if isinstance(at, slice):
-        out[at].copy_(X)
-    else:
-        out.index_copy_(0, at, X)
 
 
 def exponential(
@@ -54,6 +29,7 @@ def exponential(
     out: Tensor,
     rows: Tensor | None = None,
     squares: Tensor | None = None,
+    occupied: int | None = None,
 ) -> None:
     """out[rows] = p(A[rows]/2^s)^(2^s), or its Fréchet derivative L(A[rows], E[rows]) in direction E.
 
@@ -63,34 +39,69 @@ def exponential(
         squarings: s.
         rows: int64 indices of the matrices to compute; None for all.
         squares: A², shape (batch, n, n), where it is already known and the value is asked for.
+        occupied: rows of each matrix that are not known to be zero, for the value; None for all.
 
     Source: Higham, *Functions of Matrices*, section 3.2; Al-Mohy & Higham (2009), SIAM J. Matrix Anal. Appl. 30(4).
     """
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return
+    if E is not None and complex_step.suits(A, total):
+        complex_step.frechet(A, E, weights, identity, squarings, out, rows)
+        return
     members = 1 if E is None else 2
     layout, count = tape_layout(A, total, members)
-    tape = tape_for(A, layout, count, weights, identity, squarings, members)
-    scale = 2.0**-squarings
-    sources = [(A.mT if layout is Adjoint else A, scale)]
+    n, scale = A.shape[-1], 2.0**-squarings
+    used = n if occupied is None or E is not None or not layout.spares_rows else occupied
+    tape = tape_for(A, Form(layout, count, n, used, members), weights, identity, squarings)
+    sources = [((A.mT if layout is Adjoint else A), scale)]
     if E is not None:
         sources.append((E, scale))
     elif squares is not None:
         sources.append((squares, scale * scale))
-    for start in range(0, total, count):
-        # The last chunk reaches back over some matrices of the one before, so that one tape serves all.
-        at = slice(min(start, total - count), min(start, total - count) + count)
-        chosen = at if rows is None else rows[at]
-        for (source, factor), place in zip(sources, tape.inputs, strict=False):
-            _load(layout, source, chosen, place, factor)
-        tape.replay(squares is not None)
-        _store(layout, tape.result, out, chosen)
+    if used < n:
+        _fill_below(out, used, identity ** (2**squarings), rows)
+        sources, out = [(X[:, :used], factor) for X, factor in sources], out[:, :used]
+    for at in equal_chunks(total, count, rows):  # so that one tape serves all
+        for (source, factor), token in zip(sources, tape.inputs, strict=False):
+            _load(layout, source, at, token, factor)
+        direct = isinstance(at, slice) and E is None and used == n
+        place = layout.token_of(out[at]) if direct else None
+        tape.replay(squares is not None, place)
+        if place is None:
+            _store(layout, tape.result, out, at)
+
+
+def occupied_rows(A: Tensor) -> int:
+    """How many rows are left of matrices that end with zero rows in all of a batch, such as of affine maps.
+
+    exp of [[A, b], [0, 0]] ends with the rows of the identity.
+    """
+    n = A.shape[-1]
+    if not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
+        return n
+    first = A[0].ne(0).any(-1).tolist()
+    used = max((row + 1 for row in range(n) if first[row]), default=0)
+    below = A[:, max(used, 1) :]
+    low, high = torch.aminmax(torch.view_as_real(below.resolve_conj()) if A.is_complex() else below)
+    return max(used, 1) if low == high == 0 else n
+
+
+def _fill_below(out: Tensor, used: int, diagonal: float, rows: Tensor | None) -> None:
+    """The rows from ``used`` on of ``out``, or of some of its matrices, are those of the identity times a number."""
+    below = out[:, used:]
+    entries = below.diagonal(used, -2, -1)
+    if rows is None:
+        below.zero_()
+        entries.fill_(diagonal)
+    else:
+        below.index_fill_(0, rows, 0.0)
+        entries.index_fill_(0, rows, diagonal)
 
 
 def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scale: float) -> None:
     """Place ← scale · A[at]."""
-    if isinstance(at, Tensor) and layout.as_given and A.is_contiguous():
+    if isinstance(at, Tensor) and layout.token_of(place) is place and A.is_contiguous():
         torch.index_select(A, 0, at, out=place)
         if scale != 1.0:
             place.mul_(scale)
@@ -102,7 +113,7 @@ def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor) -> No
     """Out[at] ← X."""
     if isinstance(at, slice):
         layout.store(X, out[at])
-    elif layout.as_given:
+    elif layout.token_of(X) is X:
         out.index_copy_(0, at, X)
     else:
         result = out.new_empty(at.shape[0], *out.shape[1:])

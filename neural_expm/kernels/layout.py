@@ -10,7 +10,7 @@ chunk, so a kernel that runs many chunks makes them once (``tape.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from torch import Tensor
 # where the change of layout pays.
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-# Bytes of one token of a chunk, for each thread: six to nine tokens together stay in a second-level cache, and a token
-# has more than the entries from which on torch shares an operation among threads.
-CHUNK_BYTES = 1 << 18
+# Bytes of one token of a chunk, for each thread: of the six to nine tokens those that a call works on stay in a
+# second-level cache, and a call costs little beside what it computes.
+CHUNK_BYTES = 1 << 19
 # On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
 GPU_CHUNK_BYTES = 1 << 26
 
@@ -32,8 +32,8 @@ class OneLane:
     """A layout that leaves the sharing among threads to the products."""
 
     lanes = 1
-    # Whether matrices lie as in a batch, so that rows of it go in and out without a copy between.
-    as_given = False
+    # Whether products know of rows that are zero in all matrices.
+    spares_rows = True
 
     @staticmethod
     def token(X: Tensor) -> Tensor:
@@ -45,12 +45,21 @@ class BatchFirst(OneLane):
     """Matrices as (count, n, n): products are batched GEMMs."""
 
     dims = (-2, -1)
-    as_given = True
 
     @staticmethod
-    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
-        """Of a token, or of a pair of a token and its derivative."""
-        return (*((2,) if members == 2 else ()), count, n, n)
+    def shape(count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a token of matrices with so many rows, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), count, rows, n)
+
+    @staticmethod
+    def token_of(X: Tensor) -> Tensor | None:
+        """Contiguous (count, n, n) as a token, in the layouts where it is one as it lies."""
+        return X
+
+    @staticmethod
+    def columns(X: Tensor, start: int, stop: int) -> Tensor:
+        """A view of some columns."""
+        return X[..., start:stop]
 
     @staticmethod
     def parts(X: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +69,7 @@ class BatchFirst(OneLane):
     @staticmethod
     def empty(lead: tuple[int, ...], count: int, A: Tensor) -> Tensor:
         """Uninitialised (*lead, count, n, n) of the dtype and device of A, which is (…, n, n)."""
-        return A.new_empty((*lead, *BatchFirst.shape(count, A.shape[-1], 1)))
+        return A.new_empty((*lead, *BatchFirst.shape(count, A.shape[-1], A.shape[-1], 1)))
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
@@ -126,32 +135,13 @@ class BatchLast:
 
     @staticmethod
     def load(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
-        """Out ← scale · A, from (count, n, n).
-
-        A product with a scaled permutation is a faster change of layout than a strided copy, and the transpose comes
-        free; it moves nothing between matrices, not even NaN.
-        """
-        n, count = A.shape[-1], A.shape[0]
-        rows = A.stride() == (n * n, n, 1)
-        if isinstance(scale, Tensor) or A.is_complex() or not (rows or A.stride() == (n * n, 1, n)):
-            last = A.permute(1, 2, 0)
-            if isinstance(scale, float) and scale == 1.0:
-                out.copy_(last)  # takes a conjugate on the way; a product does so in a pass of its own
-            else:
-                torch.mul(last, scale, out=out)
-            return
-        flat = A.as_strided((n * n, count), (1, n * n))
-        torch.mm(_permutation(n, not rows, scale, A.dtype, A.device), flat, out=out.view(n * n, count))
+        """Out ← scale · A, from (count, n, n) into the layout; a tensor scales each matrix by its own number."""
+        change_layout(A.permute(1, 2, 0), out, scale)
 
     @staticmethod
     def store(X: Tensor, out: Tensor) -> None:
-        """Out ← X, from the layout to contiguous (count, n, n)."""
-        n, count = X.shape[0], X.shape[-1]
-        if X.is_complex():
-            out.copy_(BatchLast.matrices(X))
-        else:
-            eye = _permutation(n, False, 1.0, X.dtype, X.device)
-            torch.mm(X.view(n * n, count).t(), eye, out=out.view(count, n * n))
+        """Out ← X, from the layout to (count, n, n)."""
+        out.copy_(BatchLast.matrices(X))
 
     @staticmethod
     def matrices(X: Tensor) -> Tensor:
@@ -207,11 +197,16 @@ class BatchLast:
 Layout = type[BatchFirst] | type[BatchLast]
 
 
-@lru_cache(maxsize=256)
-def _permutation(n: int, transpose: bool, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scale · (the matrix of vec A ↦ vec A, or of vec A ↦ vec Aᵀ)."""
-    eye = torch.eye(n * n, dtype=dtype, device=device) * scale
-    return eye.view(n, n, n * n).transpose(0, 1).reshape(n * n, n * n) if transpose else eye
+def change_layout(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
+    """Out ← scale · A, whatever the strides of either.
+
+    An element-wise operation on three dimensions or more is shared among threads and runs an entry a clock; of two
+    dimensions torch would transpose in blocks on one thread.
+    """
+    if isinstance(scale, float) and scale == 1.0:
+        out.copy_(A)
+    else:
+        torch.mul(A, scale, out=out)
 
 
 def run(calls: Sequence[Call]) -> None:

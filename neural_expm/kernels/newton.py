@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..domain import frobenius_norm
 from . import reference
+from .chunks import chunks, put, take
 from .composition import Algebra, sign_stage, tangent
-from .eager import chunks, put, take
 from .layout import layout_for
 
 EARLY = 3  # steps that are taken before a look at the distance: fewer are hardly ever enough

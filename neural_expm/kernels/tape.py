@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,43 +37,64 @@ def combination(weights: Tensor, tokens: Tensor, out: Tensor) -> Call:
     return partial(torch.bmm, weights.expand(lanes, *weights.shape), tokens, out=out)
 
 
+class Form(NamedTuple):
+    """What a tape works on.
+
+    Attributes:
+        layout: of the tokens.
+        matrices, n: number and size of them.
+        rows: the first so many are computed; below they are zero in A, and those of the identity times p(0) in p(A).
+        members: 1 for the value; 2 for the value and its derivative, a leading dimension of every token.
+    """
+
+    layout: TapeLayout
+    matrices: int
+    n: int
+    rows: int
+    members: int = 1
+
+    @property
+    def lane(self) -> tuple[int, ...]:
+        """The shape of a lane of a token."""
+        return self.layout.shape(self.matrices, self.rows, self.n, self.members)
+
+    def size(self, heads: int) -> int:
+        """Entries of memory: the tokens, the scores and values of a head, and room for a product."""
+        layout = self.layout
+        room = layout.terms(self.matrices, self.n, self.members) if isinstance(layout, Outer) else 0
+        return (heads + 4) * layout.lanes * math.prod(self.lane) + room
+
+
 class Tape:
-    """p(A/2^s)^(2^s), or its Fréchet derivative beside it, for ``count`` matrices.
+    """p(A/2^s)^(2^s), or its Fréchet derivative beside it.
 
     Args:
-        layout: of the tokens.
-        n, count: size and number of the matrices.
         weights, identity, squarings: of the network, as for ``eager.exponential``.
-        members: 1 for the value; 2 for the value and its derivative, a leading dimension of every token.
-        memory: uninitialised, ``size(…)`` entries of the dtype.
+        memory: uninitialised, ``form.size(…)`` entries of the dtype.
 
     Attributes:
         inputs: where A/2^s goes, and then either its direction, or A²/4^s if that is known.
-        result: the value, or the derivative, once :meth:`replay` is done.
+        result: the value, or the derivative, once :meth:`replay` is done and was given no other place.
     """
 
     def __init__(
-        self,
-        layout: TapeLayout,
-        n: int,
-        count: int,
-        weights: list[Tensor],
-        identity: float,
-        squarings: int,
-        members: int,
-        memory: Tensor,
+        self, form: Form, weights: list[Tensor], identity: float, squarings: int, memory: Tensor
     ) -> None:
-        lane, lanes = layout.shape(count, n, members), layout.lanes
+        layout, lane, lanes, dual = form.layout, form.lane, form.layout.lanes, form.members == 2
         entries, made = math.prod(lane), lanes * (len(weights) + 1)
         stream = memory[: made * entries].view(lanes, -1, *lane)
         rest = memory[made * entries : (made + 2 * lanes) * entries]
         pair = rest.view(lanes, 2, *lane)
         if isinstance(layout, Outer):
-            start = (made + 2 * lanes) * entries
-            layout = Outer(memory[start : start + layout.terms(count, n, members)])
-        multiply = layout.product_of_pairs if members == 2 else layout.product
+            layout = Outer(memory[(made + 2 * lanes) * entries : form.size(len(weights) - 1)])
+
+        def multiply(X: Tensor, Y: Tensor, place: Tensor) -> list[Call]:
+            if dual:
+                return layout.product_of_pairs(X, Y, place)
+            return layout.product(X if form.rows == form.n else layout.columns(X, 0, form.rows), Y, place)
+
         tokens = [layout.token(X) for X in stream.unbind(1)]
-        self.inputs = layout.parts(tokens[0]) if members == 2 else (tokens[0], tokens[1])
+        self.inputs = layout.parts(tokens[0]) if dual else (tokens[0], tokens[1])
         self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
         self.calls: list[Call] = []
         flat, pair_flat = rows(stream), rows(pair)
@@ -80,25 +103,33 @@ class Tape:
             self.calls.append(combination(head, flat[:, :h], pair_flat))
             self.calls += multiply(scores, values, tokens[h])
         now, spare = (layout.token(X) for X in rest.view(2, lanes, *lane).unbind())
-        self.calls.append(combination(weights[-1], flat, rows(rest.view(2, lanes, 1, *lane)[0])))
-        value = layout.parts(now)[0] if members == 2 else now
-        self.calls.append(partial(layout.diagonal(value).add_, identity))
-        for _ in range(squarings):
-            self.calls += multiply(now, now, spare)
+
+        def read_out(place: Tensor) -> list[Call]:
+            value = layout.parts(place)[0] if dual else place
+            total = combination(weights[-1], flat, rows(place.view(lanes, 1, *lane)))
+            return [total, partial(layout.diagonal(value).add_, identity)]
+
+        def square(X: Tensor, below: float, place: Tensor) -> list[Call]:
+            calls = multiply(X, X, place)
+            if form.rows < form.n:  # what the rows below, those of the identity, have to do with
+                old, new = (layout.columns(T, form.rows, form.n) for T in (X, place))
+                calls.append(partial(new.add_, old, alpha=below))
+            return calls
+
+        last: Callable[[Tensor], list[Call]] = read_out
+        for step in range(squarings):
+            self.calls += last(now)
+            last = partial(square, now, identity ** (2**step))
             now, spare = spare, now
-        self.result = layout.parts(now)[1] if members == 2 else now
+        self._last, self._ending = last, last(now)
+        self.result = layout.parts(now)[1] if dual else now
 
-    @staticmethod
-    def size(layout: TapeLayout, n: int, count: int, weights: list[Tensor], members: int) -> int:
-        """Entries of memory: the tokens, the scores and values of a head, and room for a product."""
-        room = layout.terms(count, n, members) if isinstance(layout, Outer) else 0
-        return (len(weights) + 3) * members * count * n * n + room
-
-    def replay(self, square_known: bool = False) -> None:
-        """Compute the result from :attr:`inputs`."""
+    def replay(self, square_known: bool = False, place: Tensor | None = None) -> None:
+        """Compute the result from :attr:`inputs`, into another token if one is given."""
         if not square_known:
             run(self.square)
         run(self.calls)
+        run(self._ending if place is None else self._last(place))
 
 
 class _Kept(threading.local):
@@ -114,28 +145,27 @@ _kept = _Kept()
 
 def tape_for(
     A: Tensor,
-    layout: TapeLayout,
-    count: int,
+    form: Form,
     weights: list[Tensor],
     identity: float,
     squarings: int,
-    members: int,
+    dtype: torch.dtype | None = None,
 ) -> Tape:
-    """A tape for ``count`` matrices like those of A, (batch, n, n); made anew where it is not kept.
+    """A tape for matrices like those of A, (batch, n, n), in their dtype or another; made anew where it is not kept.
 
     Nothing is kept on a GPU, where two streams of one thread may run side by side.
     """
-    n, size = A.shape[-1], Tape.size(layout, A.shape[-1], count, weights, members)
-    make = partial(Tape, layout, n, count, weights, identity, squarings, members)
-    if A.device.type != "cpu" or type(A) is not Tensor or size * A.element_size() > KEPT_BYTES:
-        return make(A.new_empty(size))
+    dtype, size = dtype or A.dtype, form.size(len(weights) - 1)
+    make = partial(Tape, form, weights, identity, squarings)
+    if A.device.type != "cpu" or type(A) is not Tensor or size * dtype.itemsize > KEPT_BYTES:
+        return make(A.new_empty(size, dtype=dtype))
     # The tape keeps the list of weights alive, so that its id names no other one.
-    key = (A.dtype, layout, n, count, id(weights), squarings, members)
+    key = (dtype, form, id(weights), squarings)
     found = _kept.tapes.get(key)
     if found is None:
         # What is made in inference mode could not be written to outside it.
         with torch.inference_mode(False):
-            _kept.tapes[key] = found = make(_memory(A.dtype, size)), weights
+            _kept.tapes[key] = found = make(_memory(dtype, size)), weights
         while len(_kept.tapes) > KEPT:
             _kept.tapes.popitem(last=False)
     _kept.tapes.move_to_end(key)

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from .layout import BatchFirst, BatchLast, Call, OneLane, chunk_length, layout_for
+from .layout import BatchFirst, BatchLast, Call, OneLane, change_layout, chunk_length, layout_for
 
 # From so many entries on torch shares an element-wise operation among threads.
 SHARED_FROM = 32768
@@ -40,18 +40,28 @@ class Lanes:
     the lanes.
     """
 
-    as_given = False
+    spares_rows = True
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
 
-    def shape(self, count: int, n: int, members: int) -> tuple[int, ...]:
-        """Of a lane of a token, or of a pair of a token and its derivative."""
-        return (*((2,) if members == 2 else ()), n, n, count // self.lanes)
+    def shape(self, count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
+        """Of a lane of a token of matrices with so many rows, or of a pair of a token and its derivative."""
+        return (*((2,) if members == 2 else ()), rows, n, count // self.lanes)
 
     def token(self, X: Tensor) -> Tensor:
         """A token from all of its lanes."""
         return X if self.lanes > 1 else X[0]
+
+    @staticmethod
+    def token_of(X: Tensor) -> Tensor | None:
+        """None: a batch lies otherwise."""
+        return None
+
+    @staticmethod
+    def columns(X: Tensor, start: int, stop: int) -> Tensor:
+        """A view of some columns."""
+        return X[..., start:stop, :]
 
     @staticmethod
     def parts(X: Tensor) -> tuple[Tensor, ...]:
@@ -60,16 +70,15 @@ class Lanes:
 
     def load(self, A: Tensor, out: Tensor, scale: float) -> None:
         """Out ← scale · A, from (count, n, n) into the layout."""
-        for part, lane in zip(A.chunk(self.lanes), self._split(out), strict=True):
-            BatchLast.load(part, lane, scale)
+        change_layout(self._split(A).movedim(-3, -1), out, scale)
 
     def store(self, X: Tensor, out: Tensor) -> None:
-        """Out ← X, from the layout to contiguous (count, n, n)."""
-        for part, lane in zip(out.chunk(self.lanes), self._split(X), strict=True):
-            BatchLast.store(lane, part)
+        """Out ← X, from the layout to (count, n, n)."""
+        self._split(out).copy_(X.movedim(-1, -3))
 
-    def _split(self, X: Tensor) -> tuple[Tensor, ...]:
-        return X.unbind() if self.lanes > 1 else (X,)
+    def _split(self, A: Tensor) -> Tensor:
+        """Matrices (count, n, n) in their lanes."""
+        return A.unflatten(0, (self.lanes, -1)) if self.lanes > 1 else A
 
     product = staticmethod(BatchLast.product)
 
@@ -92,6 +101,8 @@ class Outer(Lanes):
     Args:
         room: for the terms of a product, ``terms(…)`` entries; without, the layout describes and does not compute.
     """
+
+    spares_rows = False
 
     def __init__(self, room: Tensor | None = None) -> None:
         super().__init__(1)
@@ -141,10 +152,22 @@ class Alone(OneLane):
     Only what a tape needs: a torch call costs as much as a small product, and these are the fewest.
     """
 
+    spares_rows = False
+
     @staticmethod
-    def shape(count: int, n: int, members: int) -> tuple[int, ...]:
+    def shape(count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
         """Of a token, or of a pair of a token and its derivative."""
-        return n, n * members
+        return rows, n * members
+
+    @staticmethod
+    def columns(X: Tensor, start: int, stop: int) -> Tensor:
+        """A view of some columns."""
+        return X[:, start:stop]
+
+    @staticmethod
+    def token_of(X: Tensor) -> Tensor | None:
+        """Contiguous (1, n, n) as a token."""
+        return X[0]
 
     @staticmethod
     def parts(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,9 +26,9 @@ from ..domain import Reason, is_finite, is_hermitian
 from ..errors import CheckpointError
 from ..kernels import native
 from ..kernels.calling import readable
+from ..kernels.chunks import chunks, put, take
 from ..kernels.composition import Algebra, Stage
 from ..kernels.composition_kernel import Course, Passes
-from ..kernels.eager import chunks, put, take
 from ..kernels.layout import layout_for
 from ..kernels.precision import HALF
 from ..kernels.rules import StageRules

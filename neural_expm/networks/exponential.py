@@ -121,10 +121,13 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         plan = plan_for(A, self.ladder, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
+        occupied = eager.occupied_rows(A) if A.shape[0] else None
         for rung, rows in plan.by_group():
             tier = self.tiers[rung.tier]
             weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential(A, None, weights, tier.identity, rung.squarings, out, rows, plan.squares)
+            eager.exponential(
+                A, None, weights, tier.identity, rung.squarings, out, rows, plan.squares, occupied
+            )
         plan.squares = None
         return out, plan
 

@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +16,15 @@ from torch import Tensor
 # Cost model of the eager kernel behind merging small groups, nanoseconds on a CPU; only the ratios matter: of a group
 # whatever its size, its calls; for one matrix of a product with the sums before it, and of taking the matrix out of the
 # batch and putting it back, unless the group is the whole batch.
-GROUP_COST = 80_000.0
+GROUP_COST = 70_000.0
 
 
 def _product_cost(n: int) -> float:
-    return 6.0 + 0.1 * n**3
+    return 0.9 * n**2 + 0.04 * n**3
 
 
 def _gather_cost(n: int) -> float:
-    return 10.0 + 0.7 * n**2
+    return 8.0 + 0.5 * n**2
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class Rung:
     def cost(self) -> int:
         """Matrix products in all."""
         return self.products + self.squarings
+
+
+class Group(NamedTuple):
+    """Levels that are computed together, at the last one's rung.
+
+    Attributes:
+        first, last: levels.
+        whole: the whole batch is computed, before other groups are.
+    """
+
+    first: int
+    last: int
+    whole: bool
 
 
 MAJORANT_RATIO = 8.0
@@ -144,40 +159,45 @@ class Ladder:
         saved = (self.rungs[last].cost - self.rungs[first].cost) * _product_cost(n)
         return count * saved <= GROUP_COST
 
-    def cheaper_whole(self, rung: Rung, count: int, batch: int, n: int) -> bool:
-        """Whether ``rung`` computes the rest of a batch in less time than ``count`` rows, the most, take to gather."""
-        rest = batch - count
-        return rest < count and rest * rung.cost * _product_cost(n) <= count * _gather_cost(n)
-
-    def group(self, counts: Sequence[int], n: int) -> list[tuple[int, int]]:
+    def group(self, counts: Sequence[int], n: int, batch: int) -> list[Group]:
         """Which neighbouring levels to compute together: a dynamic programme over the cost model.
 
-        A deeper tier may serve a smaller matrix, but no more than one squaring beyond its own.
+        A deeper tier may serve a smaller matrix, but no more than one squaring beyond its own.  One group may compute
+        the whole batch, which spares it the gathering; what it computes of others is computed over.
 
         Args:
             counts: matrices at each level.
-
-        Returns:
-            (first, last) levels of each group, to be computed at the last one's rung.
+            batch: matrices in all, with those outside.
         """
         per_product, gather = _product_cost(n), _gather_cost(n)
         used = [level for level, count in enumerate(counts) if count]
-        if not used:
-            return []
-        best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first k used levels, start of the last group
-        for k in range(1, len(used) + 1):
-            rung = self.rungs[used[k - 1]]
-            options = []
+        before = [0, *accumulate(counts[level] for level in used)]
+        squarings = [self.rungs[level].squarings for level in used]
+        # The least cost of the first k levels that occur, without and with a group that is the whole batch; and how
+        # many levels its last group leaves to others, and whether that one is the whole.
+        parted, with_whole = [0.0], [math.inf]
+        last_parted, last_with = [(0, False)], [(0, False)]
+        for k, level in enumerate(used, 1):
+            work = self.rungs[level].cost * per_product
+            whole, each, most = GROUP_COST + batch * work, work + gather, squarings[k - 1] - 1
+            least, least_with, left, left_with = math.inf, math.inf, (0, False), (0, False)
             for j in range(k):
-                if self.rungs[used[j]].squarings < rung.squarings - 1:
+                if squarings[j] < most:
                     continue  # each squaring too many costs a matrix half a digit
-                matrices = sum(counts[level] for level in used[j:k])
-                work = rung.cost * per_product + (gather if k - j < len(used) else 0.0)
-                options.append((best[j][0] + GROUP_COST + matrices * work, j))
-            best.append(min(options))
-        groups, k = [], len(used)
+                cost = GROUP_COST + (before[k] - before[j]) * each
+                if parted[j] + cost < least:
+                    least, left = parted[j] + cost, (j, False)
+                if with_whole[j] + cost < least_with:
+                    least_with, left_with = with_whole[j] + cost, (j, False)
+                if parted[j] + whole < least_with:
+                    least_with, left_with = parted[j] + whole, (j, True)
+            parted.append(least)
+            with_whole.append(least_with)
+            last_parted.append(left)
+            last_with.append(left_with)
+        groups, k, one_whole = [], len(used), with_whole[-1] < parted[-1]
         while k:
-            j = best[k][1]
-            groups.append((used[j], used[k - 1]))
-            k = j
-        return groups[::-1]
+            j, whole_now = (last_with if one_whole else last_parted)[k]
+            groups.append(Group(used[j], used[k - 1], whole_now))
+            k, one_whole = j, one_whole and not whole_now
+        return groups

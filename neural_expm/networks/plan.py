@@ -168,12 +168,11 @@ def _grouped(
             code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
             reason = torch.where(within[-1], int(Reason.INSIDE), code).to(torch.uint8)
     groups: list[tuple[Rung, Tensor | None]] = []
-    for low, high in ladder.group(counts, n):
-        rung, size = rungs[high], sum(counts[low : high + 1])
-        if size == batch or ladder.cheaper_whole(rung, size, batch, n):
-            groups.insert(0, (rung, None))  # the rows of other groups are computed over it
+    for low, high, whole in ladder.group(counts, n, batch):
+        if whole:
+            groups.insert(0, (rungs[high], None))  # the rows of other groups are computed over it
         else:
-            groups.append((rung, _rows_between(within, low - first, high - first)))
+            groups.append((rungs[high], _rows_between(within, low - first, high - first)))
     return Plan(groups, None, ladder, batch, norm.device, reason, squares)
 
 

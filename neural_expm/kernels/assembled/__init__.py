@@ -39,12 +39,14 @@ _failure = ""  # the first one, in words; logged once
 
 def find(A: Tensor, kind: str = "expm") -> Any:
     """The kernel of KINDS for a batch of shape (batch, n, n), None if there is none."""
-    count, n = A.shape[:2]
+    count, n, _ = A.shape
+    key = kind, n, A.dtype
+    if _kernels.get(key, True) is None:  # the first question, since where there is none all others are for nothing
+        return None
     made = KINDS[kind]
     worthwhile = 2 <= n <= (made.largest_n if count >= FEW else made.alone_n)
     if not worthwhile or not A.is_cpu or not readable(A) or torch.compiler.is_compiling():
         return None
-    key = kind, n, A.dtype
     if key not in _kernels:
         _kernels[key] = _make(*key)
     return _kernels[key]

@@ -67,18 +67,16 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     Asking counts towards making one.
     """
     count, _, n = A.shape
+    key = kind, n, A.dtype
+    shape = _shapes.get(key)
+    if shape is not None and shape.state in ("failed", "building", "off"):
+        return None
     if n < 2 or not KINDS[kind].worthwhile(n, count) or not readable(A) or not A.is_cpu:
         return None
     if torch.compiler.is_compiling():
         return None
-    dtype = A.dtype
-    key = kind, n, dtype
-    shape = _shapes.get(key) or _shapes.setdefault(key, _Shape())
-    if shape.kernel is not None:
-        return shape.kernel
-    if shape.state in ("failed", "building", "off"):
-        return None
-    return _consider(shape, key, count)
+    shape = shape or _shapes.setdefault(key, _Shape())
+    return _consider(shape, key, count) if shape.kernel is None else shape.kernel
 
 
 def ready(kind: str, n: int, dtype: torch.dtype) -> Any:
