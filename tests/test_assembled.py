@@ -65,14 +65,18 @@ def expected_for(rungs, packed, A, E, level) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("wide", WIDTHS)
-def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, alike, wide, n, dtype):
+    """Matrices that are alike are taken as they lie, others by a table of their rungs."""
     monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
     kernel = assembled.Kernel(n, dtype)
     ladder, packed = rungs(dtype)
     for count in (1, kernel.lanes - 1, kernel.lanes, kernel.lanes + 1, 3 * kernel.lanes + 2, 1100 // n):
         A, E = (torch.randn(count, n, n, dtype=dtype, generator=cases.generator(i)) for i in (0, 1))
         # Of every level, and some outside by either norm bound.
-        norms = torch.linspace(0.1, 3.0, count)[torch.randperm(count, generator=cases.generator(2))]
+        norms = torch.linspace(0.1, 3.0, count)
+        if not alike:
+            norms = norms[torch.randperm(count, generator=cases.generator(2))]
         A *= (norms / torch.linalg.matrix_norm(A))[:, None, None]
         bound, norm = norm_bound(A), torch.linalg.matrix_norm(A)
         asked = torch.where(bound <= 2.0, torch.bucketize(norm, ladder.radii).clamp_max(2), 3)
@@ -101,6 +105,51 @@ def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, wide, n, dtype):
         trusted, outside = kernel.value(A, ladder, True, torch.empty_like(A))
         assert not outside
         assert torch.equal(trusted, trusted.clamp_max(2))
+
+
+@needs_code
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@pytest.mark.parametrize("wide", WIDTHS)
+def test_neighbours_share_a_rung_and_at_most_one_squaring(monkeypatch, wide, n, dtype):
+    """Whatever lies beside a small matrix: it loses no digit, and what is outside stays with itself."""
+    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
+    kernel = assembled.Kernel(n, dtype)
+    ladder, packed = rungs(dtype)
+    A = torch.randn(40 * kernel.lanes, n, n, dtype=dtype, generator=cases.generator(0))
+    E = torch.randn(40 * kernel.lanes, n, n, dtype=dtype, generator=cases.generator(1))
+    A *= 0.95 / torch.linalg.matrix_norm(A)[:, None, None]
+    A[:: 2 * kernel.lanes] *= 1e-3
+    A[1 :: 2 * kernel.lanes] *= 0.9
+    A[5 * kernel.lanes] *= 1.9  # two squarings
+    A[9 * kernel.lanes + 1], A[17 * kernel.lanes + 3, 0, 0] = 100, torch.nan
+    asked = torch.bucketize(torch.linalg.matrix_norm(A), ladder.radii).clamp_max(3)
+    asked[17 * kernel.lanes + 3] = 3
+    for B, D, wanted in (
+        (A, E, asked),
+        (A.mT, E.mT, asked),
+        (A[::2], E[::2], asked[::2]),
+        (A[:1].expand(90, n, n), E[:90], asked[:1].expand(90)),
+    ):
+        got = torch.full(B.shape, torch.nan, dtype=dtype)
+        level, outside = kernel.value(B, ladder, False, got)
+        assert outside == bool((wanted == 3).any())
+        assert torch.equal(level == 3, wanted == 3)
+        assert bool((level >= wanted).all())
+        torch.testing.assert_close(got, expected_for(ladder, packed, B, None, level), equal_nan=True)
+        assert torch.equal(kernel.value(B, ladder, False, None)[0], level), (
+            "what explain says is what is done"
+        )
+        got = torch.full(B.shape, torch.nan, dtype=dtype)
+        kernel.frechet(B, D, ladder, level, got)
+        # By its own rung or a deeper one.
+        inside, choices = level != 3, []
+        for at in (1, 2):
+            choice = expected_for(ladder, packed, B, D, torch.full_like(level, at))
+            choices.append((got - choice).abs().amax((-2, -1)) / choice.abs().amax((-2, -1)))
+        nearest = torch.stack(choices).amin(0)
+        assert (nearest[inside] < 64 * torch.finfo(dtype).eps).all()
+        assert (choices[1][level == 2] < 64 * torch.finfo(dtype).eps).all()
 
 
 @needs_code

@@ -58,6 +58,12 @@ ENCODINGS = [
         "c4e3654be560",
     ),
     ("movzx rax, byte [rsi]", lambda a, v: a.get_byte(RAX, Memory(RSI)), "480fb64600", "480fb64600"),
+    (
+        "vcmpnle_uqpd k1/6, v, [rsi+128]; kmovw r9d, k1 or vmovmskpd r9d, 6",
+        lambda a, v: a.which_above(R9, v, Memory(RSI, 128), 6),
+        "62f1e540c24e0216c57893c9",
+        "c4e1e5c2b68000000016c4617d50ce",
+    ),
     ("mov byte [rcx], al", lambda a, v: a.put_byte(Memory(RCX), RAX), "48884100", "48884100"),
 ]
 

@@ -41,7 +41,9 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     """The kernel of KINDS for a batch of shape (batch, n, n), None if there is none."""
     count, n, _ = A.shape
     key = kind, n, A.dtype
-    if _kernels.get(key, True) is None:  # the first question, since where there is none all others are for nothing
+    if (
+        _kernels.get(key, True) is None
+    ):  # the first question, since where there is none all others are for nothing
         return None
     made = KINDS[kind]
     worthwhile = 2 <= n <= (made.largest_n if count >= FEW else made.alone_n)

@@ -11,9 +11,10 @@ from torch import Tensor
 from ...domain import norm_bound
 from ..calling import CPU
 from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
-from .exponential_code import MOST_RUNGS, NETWORK, Program
+from .exponential_code import Program
 from .job import Job
 from .kernel import AssembledKernel, by_rows
+from .tiles import MOST_RUNGS, NETWORK
 
 
 class _Tables(NamedTuple):

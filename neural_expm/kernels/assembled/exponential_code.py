@@ -1,52 +1,32 @@
 """The machine code of exp and of its Fréchet derivative for one n and dtype: the same work as ``batched.cpp`` does.
 
-A part of the batch goes by tiles.  In a tile each matrix gets its level, the first rung whose radius reaches its norm;
-the matrices are sorted by level, so that registers fill up with like ones, and those of a register are computed by the
-deepest rung among them.  The residual stream of a register stays in the cache; weights, depth and squarings are read at
-run time.
+While the next few matrices of a tile are alike, one rung computes them as they lie; others are sorted (``tiles.py``).
+The residual stream of a register stays in the cache; weights, depth and squarings are read at run time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .job import AT, Shape
-from .lanes import Lanes
-from .x86 import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
+from .job import AT
+from .tiles import Tiles
+from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
 
-NETWORK = 3  # numbers of eight bytes that a job has of each rung
-MOST_RUNGS = 64
-# Matrices of a tile: enough to fill registers with like ones, few enough to find them in the cache at the second look.
-TILE, TILE_BYTES = 512, 1 << 18
+# Up to so many multiply-adds of a product, in single precision, matrices are sorted for so many products.
+SORTED_FOR = ((64, 4), (256, 3), (600, 2))
 
 
-class Program(Lanes):
+class Program(Tiles):
     """Machine code for a shape."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__(shape)
-        lanes, self.matrix_bytes = self.asm.lanes, shape.n**2 * shape.parts * self.asm.entry_bytes
-        self.tile_length = max(8 * lanes, min(TILE, TILE_BYTES // self.matrix_bytes // lanes * lanes))
-        # Workspace, from behind the lanes' numbers and addresses: what was put aside, tables of the tile, the tokens.
-        at = self.pair
-        slots = [at + 8 * i for i in range(6)]
-        self.tile_end, self.served, self.position, self.weights, self.products, self.squarings = slots
-        self.begins = at + 64  # of each level among the sorted; eight bytes each
-        self.levels = self.begins + 8 * (MOST_RUNGS + 2)
-        self.order = self.levels + (self.tile_length + lanes) * self.asm.entry_bytes
-        tables = self.order.offset + 8 * (self.tile_length + lanes)
-        self.pair = Memory(RBP, -(-tables // self.register) * self.register)
-        self.stream = self.pair + 2 * self.token
-
-    def workspace(self, products: int) -> int:
-        """Bytes that a thread needs."""
-        return self.stream.offset + (products + 1) * self.token
 
     def code(self) -> bytes:
         """A function of the address of a job, which computes the exponential or its derivative."""
         asm = self.asm
         for _ in self.parts():
             for _ in self._tiles():
+                for _ in self._alike():
+                    self._network()
+                    self.store(run=True)
                 if self.shape.members == 1:
                     self._find_levels()
                 else:
@@ -56,7 +36,6 @@ class Program(Lanes):
                     self.load("matrices", self.stream)
                     if self.shape.members == 2:
                         self.load("directions", self.stream + self.member)
-                    self.product(self.stream, self.stream, self.stream + self.token)
                     self._network()
                     self.store()
         self.multiplication(self.multiply, accumulate=False)
@@ -64,239 +43,137 @@ class Program(Lanes):
             self.multiplication(self.multiply_add, accumulate=True)
         return asm.finished()
 
-    # --- a tile -------------------------------------------------------------------------------------------------------
+    # --- matrices that are alike --------------------------------------------------------------------------------------
 
-    def _tiles(self) -> Iterator[None]:
-        """The tiles of a part, R12 is the first matrix of one."""
-        asm = self.asm
-        tile, done = asm.name(), asm.name()
-        asm.label(tile)
-        asm.compare(R12, R13)
-        asm.jump(done, "at_least")
-        asm.set(RAX, R12)
-        asm.plus_constant(RAX, self.tile_length)
-        asm.compare(RAX, R13)
-        asm.set_if("greater", RAX, R13)
-        asm.put(self.tile_end, RAX)
-        yield
-        asm.get(R12, self.tile_end)
-        asm.jump(tile)
-        asm.label(done)
+    def _alike(self) -> Iterator[None]:
+        """Matrices at the beginning of a tile, as many at a time as there are lanes, that one rung suits; loaded.
 
-    def _find_levels(self) -> None:
-        """The level of each matrix, from its Frobenius norm; the number of rungs where none reaches it, or for NaN."""
-        asm = self.asm
-        group, rung, counted, done = (asm.name() for _ in range(4))
-        asm.set(R15, R12)
-        asm.address(R11, self.levels)
+        They are taken as they lie: for small ones to look for the rung of each, and to sort them, takes longer than to
+        compute all.  R12 is then the first of the others, if there are any.
+        """
+        asm, value = self.asm, self.shape.members == 1
+        group, following, others = asm.name(), asm.name(), asm.name()
+        for batch in ("matrices", "out") if value else ("matrices", "directions", "out"):
+            asm.get(RAX, AT[f"{batch}_step"])
+            asm.compare_constant(RAX, self.matrix_bytes)
+            asm.jump(others, "unequal")
         asm.label(group)
-        asm.compare(R15, self.tile_end)
-        asm.jump(done, "at_least")
-        asm.get(RCX, self.tile_end)
-        asm.plus_constant(RCX, -1)
-        for _ in self.lanes():  # idle ones repeat the last matrix
-            asm.set(RAX, R15)
-            asm.plus(RAX, R8)
-            asm.compare(RAX, RCX)
-            asm.set_if("greater", RAX, RCX)
-            asm.put(Memory(RBP, 0, index=R8), RAX)
-        asm.get(R14, AT["radii"])
-        self.load("matrices", self.stream)
-        self._norm()
-        norm, counts, one, spare = range(4)
-        asm.zero(counts)
-        asm.load(one, asm.data((1).to_bytes(asm.entry_bytes, "little") * asm.lanes))
-        asm.get(RSI, AT["radii"])
-        asm.get(RCX, AT["reached"])
-        asm.label(rung)
-        asm.compare_constant(RCX, 0)
-        asm.jump(counted, "equal")
-        asm.count_above(counts, norm, Memory(RSI, 2 * self.register), one, spare)
-        asm.plus_constant(RSI, self.register)
-        asm.plus_constant(RCX, -1)
-        asm.jump(rung)
-        asm.label(counted)
-        asm.store(Memory(R11), counts)
-        asm.plus_constant(R11, self.register)
-        asm.plus_constant(R15, asm.lanes)
-        asm.jump(group)
-        asm.label(done)
-
-    def _norm(self) -> None:
-        """Vector 0 ← ‖A‖_F of the first token."""
-        asm, sums = self.asm, range(4)
-        for register in sums:
-            asm.zero(register)
-        asm.address(RSI, self.stream)
-        asm.address(RDI, self.stream)
-        for block in self.over(self.member // self.register, len(sums)):
-            for b in range(block):
-                asm.load(4 + b, Memory(RSI, b * self.register))
-                asm.multiply_add(sums[b], 4 + b, 4 + b)
-        for register in sums[1:]:
-            asm.add(0, 0, register)
-        asm.root(0, 0)
-
-    def _given_levels(self) -> None:
-        """The level of each matrix from the bytes of the job, or the least one for derivatives."""
-        asm, loop = self.asm, self.asm.name()
-        asm.get(RSI, AT["levels"])
-        asm.plus(RSI, R12)
-        asm.address(RDI, self.levels)
-        asm.get(RDX, AT["least"])
-        asm.get(RCX, self.tile_end)
-        asm.minus(RCX, R12)
-        asm.label(loop)
-        asm.get_byte(RAX, Memory(RSI))
-        asm.compare(RAX, RDX)
-        asm.set_if("less", RAX, RDX)
-        asm.put(Memory(RDI), RAX, asm.entry_bytes)
-        asm.plus_constant(RSI, 1)
-        asm.plus_constant(RDI, asm.entry_bytes)
-        asm.plus_constant(RCX, -1)
-        asm.jump(loop, "unequal")
-
-    def _sort(self) -> None:
-        """The order ← the matrices by level; those that no rung serves come behind the served ones and are told of."""
-        asm, entry_bytes = self.asm, self.asm.entry_bytes
-        clear, count, add, place, all_served = (asm.name() for _ in range(5))
-        asm.constant(RAX, 0)
-        asm.get(RCX, AT["rungs"])
-        asm.label(clear)  # one more than there are levels
-        asm.put(Memory(RBP, self.begins.offset + 8, index=RCX), RAX)
-        asm.plus_constant(RCX, -1)
-        asm.compare_constant(RCX, -1)
-        asm.jump(clear, "at_least")
-        asm.address(RSI, self.levels)
-        asm.get(RCX, self.tile_end)
-        asm.minus(RCX, R12)
-        asm.label(count)
-        asm.get(RAX, Memory(RSI), entry_bytes)
-        asm.get(RDX, Memory(RBP, self.begins.offset + 8, index=RAX))
-        asm.plus_constant(RDX, 1)
-        asm.put(Memory(RBP, self.begins.offset + 8, index=RAX), RDX)
-        asm.plus_constant(RSI, entry_bytes)
-        asm.plus_constant(RCX, -1)
-        asm.jump(count, "unequal")
-        asm.constant(RAX, 0)
-        asm.constant(RDX, 0)
-        asm.label(add)
-        asm.plus(RDX, Memory(RBP, self.begins.offset, index=RAX))
-        asm.put(Memory(RBP, self.begins.offset, index=RAX), RDX)
-        asm.plus_constant(RAX, 1)
-        asm.compare(RAX, AT["rungs"])
-        asm.jump(add, "at_most")
-        asm.put(self.served, RDX)
-        asm.get(RCX, self.tile_end)
-        asm.minus(RCX, R12)
-        asm.compare(RDX, RCX)
-        asm.jump(all_served, "equal")
-        asm.constant(RAX, 1)
-        asm.put(AT["outside"], RAX)
-        asm.label(all_served)
-        asm.address(RSI, self.levels)
-        asm.set(RDX, R12)
-        asm.label(place)
-        asm.get(RAX, Memory(RSI), entry_bytes)
-        asm.get(RCX, Memory(RBP, self.begins.offset, index=RAX))
-        asm.put(Memory(RBP, self.order.offset, index=RCX), RDX)
-        asm.plus_constant(RCX, 1)
-        asm.put(Memory(RBP, self.begins.offset, index=RAX), RCX)
-        asm.plus_constant(RSI, entry_bytes)
-        asm.plus_constant(RDX, 1)
-        asm.compare(RDX, self.tile_end)
-        asm.jump(place, "less")
-        if self.shape.members == 1:
-            self._tell_outside()
-
-    def _tell_outside(self) -> None:
-        """The levels of those that no rung serves; the others are told when they are computed."""
-        asm, loop, done = self.asm, self.asm.name(), self.asm.name()
-        asm.get(R8, AT["levels"])
-        asm.compare_constant(R8, 0)
-        asm.jump(done, "equal")
-        asm.get(RCX, self.served)
-        asm.get(RAX, AT["rungs"])
-        asm.label(loop)
-        asm.get(RDX, self.tile_end)
-        asm.minus(RDX, R12)
-        asm.compare(RCX, RDX)
-        asm.jump(done, "at_least")
-        asm.get(RDX, Memory(RBP, self.order.offset, index=RCX))
-        asm.plus(RDX, R8)
-        asm.put_byte(Memory(RDX), RAX)
-        asm.plus_constant(RCX, 1)
-        asm.jump(loop)
-        asm.label(done)
-
-    # --- a register ---------------------------------------------------------------------------------------------------
-
-    def _registers(self) -> Iterator[None]:
-        """The registers of a tile: which matrices are in one, and the network for it; R14 points to its weights."""
-        asm = self.asm
-        register, following, done = (asm.name() for _ in range(3))
-        asm.constant(RAX, 0)
-        asm.put(self.position, RAX)
-        asm.label(register)
-        asm.get(RDX, self.position)
-        asm.get(RCX, self.served)
-        asm.compare(RDX, RCX)
-        asm.jump(done, "at_least")
-        for _ in self.lanes():  # idle ones repeat the first matrix
-            asm.set(RAX, RDX)
-            asm.plus(RAX, R8)
-            asm.compare(RAX, RCX)
-            asm.set_if("at_least", RAX, RDX)
-            asm.get(RAX, Memory(RBP, self.order.offset, index=RAX))
-            asm.put(Memory(RBP, 0, index=R8), RAX)
-        # The deepest rung is that of the last matrix.
-        asm.plus_constant(RDX, asm.lanes)
-        asm.compare(RDX, RCX)
-        asm.set_if("greater", RDX, RCX)
-        asm.get(RAX, Memory(RBP, self.order.offset - 8, index=RDX))
-        asm.minus(RAX, R12)
-        asm.constant(RCX, asm.entry_bytes)
-        asm.times(RAX, RCX)
-        asm.address(RSI, self.levels)
-        asm.plus(RSI, RAX)
-        asm.get(RAX, Memory(RSI), asm.entry_bytes)
-        if self.shape.members == 1:
-            self._tell_levels()
-            asm.get(RCX, AT["out"])
-            asm.compare_constant(RCX, 0)
+        asm.set(RAX, R12)
+        asm.plus_constant(RAX, asm.lanes)
+        asm.compare(RAX, self.tile_end)
+        asm.jump(others, "greater")
+        if value:
+            self._level_by_norms(others)
+        else:
+            self._level_if_given(others)
+        self._choose_network(RDX, R8)
+        if value:
+            self._tell_run(RDX)
+            asm.get(RAX, AT["out"])
+            asm.compare_constant(RAX, 0)
             asm.jump(following, "equal")  # only the levels are wanted
-        asm.constant(RCX, 8 * NETWORK)
-        asm.times(RAX, RCX)
-        asm.plus(RAX, AT["networks"])
-        for i, slot in enumerate((self.weights, self.products, self.squarings)):
-            asm.get(RCX, Memory(RAX, 8 * i))
-            asm.put(slot, RCX)
-        asm.get(R14, self.weights)
+            self._scale()
+        else:
+            self.load("matrices", self.stream, run=True)
+            self.load("directions", self.stream + self.member, run=True)
         yield
         asm.label(following)
-        asm.get(RAX, self.position)
-        asm.plus_constant(RAX, asm.lanes)
-        asm.put(self.position, RAX)
-        asm.jump(register)
-        asm.label(done)
+        asm.plus_constant(R12, asm.lanes)
+        asm.jump(group)
+        asm.label(others)
+        asm.compare(R12, self.tile_end)
+        asm.jump(self.tile_done, "at_least")
 
-    def _tell_levels(self) -> None:
-        """The matrices of the register have level RAX."""
+    def _level_by_norms(self, others: str) -> None:
+        """RDX ← the first rung that reaches all norms of a run, now in the stream, unscaled; or on to ``others``."""
+        asm, rung, found = self.asm, self.asm.name(), self.asm.name()
+        asm.get(R14, AT["radii"])
+        self.load("matrices", self.stream, run=True)
+        self._norm()
+        asm.get(RSI, AT["radii"])
+        asm.constant(RDX, 0)
+        asm.constant(RDI, 0)  # the first that reaches any
+        asm.label(rung)
+        asm.compare(RDX, AT["reached"])
+        asm.jump(found, "equal")
+        asm.which_above(RAX, 0, Memory(RSI, 2 * self.register), spare=1)
+        asm.compare_constant(RAX, 0)
+        asm.jump(found, "equal")
+        asm.plus_constant(RSI, self.register)
+        asm.plus_constant(RDX, 1)
+        asm.compare_constant(RAX, (1 << asm.lanes) - 1)
+        asm.set_if("equal", RDI, RDX)
+        asm.jump(rung)
+        asm.label(found)
+        asm.compare(RDX, AT["rungs"])
+        asm.jump(others, "equal")
+        for register, level in ((R8, RDX), (R9, RDI)):
+            self._address_network(register, level)
+        products, squarings = Memory(R9, 8), Memory(R9, 16)
+        asm.get(RAX, Memory(R8, 16))
+        asm.minus(RAX, squarings)
+        asm.compare_constant(RAX, 1)
+        asm.jump(others, "greater")  # each squaring too many costs a matrix half a digit
+        asm.plus(RAX, Memory(R8, 8))
+        asm.minus(RAX, products)
+        asm.compare_constant(RAX, self._worth_sorting())
+        asm.jump(others, "at_least")
+
+    def _level_if_given(self, others: str) -> None:
+        """RDX ← the level that all of a run have been given, or the least one for derivatives; or on to ``others``."""
+        asm = self.asm
+        asm.get(RSI, AT["levels"])
+        asm.plus(RSI, R12)
+        asm.get_byte(RDX, Memory(RSI))
+        asm.constant(RCX, 0x01010101)
+        asm.times(RCX, RDX)
+        for lane in range(0, asm.lanes, 4):
+            asm.get(RAX, Memory(RSI, lane), 4)
+            asm.compare(RAX, RCX)
+            asm.jump(others, "unequal")
+        asm.compare(RDX, AT["rungs"])
+        asm.jump(others, "at_least")
+        asm.get(RAX, AT["least"])
+        asm.compare(RDX, RAX)
+        asm.set_if("less", RDX, RAX)
+
+    def _scale(self) -> None:
+        """The first token times the factor of the network."""
+        asm, unscaled = self.asm, self.asm.name()
+        asm.get(RAX, self.squarings)
+        asm.compare_constant(RAX, 0)
+        asm.jump(unscaled, "equal")
+        asm.load(0, Memory(R14))
+        asm.address(RSI, self.stream)
+        asm.address(RDI, self.stream)
+        for block in self.over(self.member // self.register, 8):
+            for b in range(block):
+                asm.multiply(1 + b, 0, Memory(RSI, b * self.register))
+                asm.store(Memory(RDI, b * self.register), 1 + b)
+        asm.label(unscaled)
+
+    def _worth_sorting(self) -> int:
+        """How many products more of some matrices than of others make it worth the while to sort them."""
+        work = self.shape.n**3 * self.shape.parts**2 * self.asm.entry_bytes // 4
+        return next((products for most, products in SORTED_FOR if work <= most), 1)
+
+    def _tell_run(self, level: int) -> None:
+        """The matrices from R12 on, as many as there are lanes, have a level."""
         asm, done = self.asm, self.asm.name()
-        asm.get(RDX, AT["levels"])
-        asm.compare_constant(RDX, 0)
+        asm.get(RAX, AT["levels"])
+        asm.compare_constant(RAX, 0)
         asm.jump(done, "equal")
-        for _ in self.lanes():
-            asm.get(RCX, Memory(RBP, 0, index=R8))
-            asm.plus(RCX, RDX)
-            asm.put_byte(Memory(RCX), RAX)
+        asm.plus(RAX, R12)
+        for lane in range(asm.lanes):
+            asm.put_byte(Memory(RAX, lane), level)
         asm.label(done)
 
     # --- the network --------------------------------------------------------------------------------------------------
 
     def _network(self) -> None:
-        """Heads, read-out and squarings; R10 then points to the result."""
+        """The square, heads, read-out and squarings; R10 then points to the result."""
         asm, shape = self.asm, self.shape
+        self.product(self.stream, self.stream, self.stream + self.token)
         heads, readout, squaring, done = (asm.name() for _ in range(4))
         asm.plus_constant(R14, 3 * self.register)
         asm.constant(R15, 2)

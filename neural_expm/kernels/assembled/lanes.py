@@ -31,6 +31,7 @@ class Lanes:
         self.multiply, self.multiply_add = self.asm.name(), self.asm.name()  # subroutines
         self.register = self.asm.register_bytes
         self.entry = shape.parts * self.register  # bytes of one entry of all lanes
+        self.matrix_bytes = shape.n**2 * shape.parts * self.asm.entry_bytes
         self.member = shape.n**2 * self.entry
         self.token = shape.members * self.member
         # Workspace: number and address of each lane's matrix; scores and values; the stream.
@@ -138,25 +139,30 @@ class Lanes:
         if rest:
             yield rest
 
-    def load(self, batch: str, to: Memory) -> None:
-        """The matrices of the lanes times the factor that R14 points to, whose negative lies behind it."""
+    def load(self, batch: str, to: Memory, run: bool = False) -> None:
+        """The matrices of the lanes times the factor that R14 points to, whose negative lies behind it.
+
+        Args:
+            run: the lanes have matrices from R12 on that lie one behind another.  Which one has which is left open.
+        """
         asm, n, parts, lanes = self.asm, self.shape.n, self.shape.parts, self.asm.lanes
         transposed, conjugate = (
             batch == "matrices" and x for x in (self.shape.transposed, self.shape.conjugate)
         )
-        self._pointers(batch)
+        self._find(batch, run)
         asm.address(RDX, to)
         rows, spare = list(range(lanes)), list(range(lanes, lanes + 4))
         for length in self._pieces():
-            if length < lanes:
+            taken = rows[:length] if run and self.packed else rows
+            if length < len(taken):
                 asm.choose(length, spare[3])
-            for lane in range(lanes):
-                asm.get(RAX, Memory(RBP, 8 * (lanes + lane)))
-                if length < lanes:
-                    asm.load_some(rows[lane], Memory(RAX, 0, index=RCX), spare[3])
+            for lane, register in enumerate(taken):
+                at = self._place(lane, run)
+                if length < len(taken):
+                    asm.load_some(register, at, spare[3])
                 else:
-                    asm.load(rows[lane], Memory(RAX, 0, index=RCX))
-            found = transpose(asm, rows, spare[:3], length)
+                    asm.load(register, at)
+            found = transpose(asm, taken, spare[:3], length)
             factors = [register for register in (*rows, *spare) if register not in found[:length]][:parts]
             for part, register in enumerate(factors):
                 asm.load(register, Memory(R14, (conjugate and part) * self.register))
@@ -175,25 +181,49 @@ class Lanes:
             self.asm.store(b + part * self.register, 0)
             self.asm.store(a + part * self.register, 1)
 
-    def store(self, batch: str = "out", source: int = R10) -> None:
-        """The matrices of the lanes, from where a register points."""
+    def store(self, batch: str = "out", source: int = R10, run: bool = False) -> None:
+        """The matrices of the lanes, from where a register points; ``run`` as for :meth:`load`."""
         asm, lanes = self.asm, self.asm.lanes
-        self._pointers(batch)
+        self._find(batch, run)
         asm.set(RDX, source)
         rows, spare = list(range(lanes)), list(range(lanes, lanes + 4))
         for length in self._pieces():
+            taken = rows[:length] if run and self.packed else rows
             for e in range(length):
-                asm.load(rows[e], Memory(RDX, e * self.register))
-            found = transpose(asm, rows, spare[:3], lanes)
+                asm.load(taken[e], Memory(RDX, e * self.register))
+            found = transpose(asm, taken, spare[:3], len(taken))
             mask = next(register for register in (*rows, *spare) if register not in found)
-            if length < lanes:
+            if length < len(found):
                 asm.choose(length, mask)
-            for lane in range(lanes):
-                asm.get(RAX, Memory(RBP, 8 * (lanes + lane)))
-                if length < lanes:
-                    asm.store_some(Memory(RAX, 0, index=RCX), found[lane], mask)
+            for lane, register in enumerate(found):
+                at = self._place(lane, run)
+                if length < len(found):
+                    asm.store_some(at, register, mask)
                 else:
-                    asm.store(Memory(RAX, 0, index=RCX), found[lane])
+                    asm.store(at, register)
+
+    @property
+    def packed(self) -> bool:
+        """Whether several matrices that lie one behind another fill a register."""
+        reals = self.shape.n**2 * self.shape.parts
+        return reals < self.asm.lanes and self.asm.lanes % reals == 0
+
+    def _find(self, batch: str, run: bool) -> None:
+        """Prepare for :meth:`_place`: the address of each lane's matrix, or in RSI that of the first of a run."""
+        if not run:
+            self._pointers(batch)
+            return
+        asm = self.asm
+        asm.constant(RSI, self.matrix_bytes)
+        asm.times(RSI, R12)
+        asm.plus(RSI, AT[batch])
+
+    def _place(self, lane: int, run: bool) -> Memory:
+        """Where a lane's matrix is, from the entries on that RCX counts; of a packed run, a register's worth of it."""
+        if run:
+            return Memory(RSI, lane * (self.register if self.packed else self.matrix_bytes), index=RCX)
+        self.asm.get(RAX, Memory(RBP, 8 * (self.asm.lanes + lane)))
+        return Memory(RAX, 0, index=RCX)
 
     def over(self, length: int, most: int) -> Iterator[int]:
         """Blocks of ``most`` registers in a loop that moves RSI and RDI along them, then the rest; RCX counts."""

@@ -1,6 +1,8 @@
 """W registers of W numbers transposed: from W matrices, one a register, to W entries, one a register, and back.
 
-log₂ W rounds, each of which exchanges numbers between registers i and i + D: of every 2D numbers the upper D of the one
+Fewer registers, K of them, are transposed in blocks of K numbers: from K matrices of K entries, several in a register.
+
+log₂ K rounds, each of which exchanges numbers between registers i and i + D: of every 2D numbers the upper D of the one
 go against the lower D of the other (Eklundh 1972, IEEE Trans. Comput. C-21(7)).
 """
 
@@ -13,14 +15,14 @@ def transpose(asm: Assembler, rows: list[Vector], spare: list[Vector], needed: i
     """Emit the transpose of ``rows``, of which only the first ``needed`` registers of the result are asked for.
 
     Args:
-        rows: as many registers as a register has numbers.
+        rows: a power of two of registers, at most as many as a register has numbers.
         spare: three registers whose content is lost (four for AVX2).
 
     Returns:
         Where the rows of the result are; the registers of ``rows`` and ``spare`` in another order.
     """
     distances = []
-    distance = asm.lanes // 2
+    distance = len(rows) // 2
     while distance:
         distances.append(distance)
         distance //= 2
@@ -31,7 +33,7 @@ def transpose(asm: Assembler, rows: list[Vector], spare: list[Vector], needed: i
     rows, spare = list(rows), list(spare)
     for distance, after in zip(distances, wanted[1:], strict=True):
         exchange = _Wide(asm, distance, spare) if asm.wide else _Narrow(asm, distance, spare)
-        for i in range(asm.lanes):
+        for i in range(len(rows)):
             if not i & distance and (i in after or i + distance in after):
                 exchange(rows, i, i + distance, after)
     return rows

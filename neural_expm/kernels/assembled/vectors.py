@@ -45,6 +45,7 @@ _COMPARE = _Operation(0xC2, 1, (0, 1))
 _ADD_INTEGERS = {False: _Operation(0xFE, 1, (1, 1)), True: _Operation(0xD4, 1, (1, 1))}
 _SUBTRACT_INTEGERS = {False: _Operation(0xFA, 1, (1, 1)), True: _Operation(0xFB, 1, (1, 1))}
 _NOT_AT_MOST = 0x16  # predicate of vcmp: greater, or NaN
+_SIGNS = _Operation(0x50, 1, (0, 1))  # vmovmskps, vmovmskpd
 _FMA, _FNMA = _Operation(0xB8, 2, (1, 1)), _Operation(0xBC, 2, (1, 1))
 _PERMUTE_TWO = _Operation(0x7F, 2, (1, 1))
 _LOAD, _STORE = _Operation(0x10, 1, (0, 0)), _Operation(0x11, 1, (0, 0))  # vmovups
@@ -205,6 +206,21 @@ class Assembler(Code):
             self._vector(_ADD_INTEGERS[self.double], counts, counts, one, self.double, _MASK)
         else:
             self._vector(_SUBTRACT_INTEGERS[self.double], counts, counts, spare, False)
+
+    def which_above(self, to: int, x: Vector, limit: Memory, spare: Vector) -> None:
+        """A general register with a bit for each entry, set where x > limit or one of them is NaN: vcmp, (k)movmsk.
+
+        Args:
+            spare: a register whose content AVX2 needs to overwrite.
+        """
+        self._vector(_COMPARE, _MASK if self.wide else spare, x, limit, self.double)
+        self.code.append(_NOT_AT_MOST)
+        if self.wide:
+            self.code += bytes(
+                (0xC5, 0x78 | (~to >> 3 & 1) << 7, 0x93, 0xC0 | (to & 7) << 3 | _MASK)
+            )  # kmovw
+        else:
+            self._vector(_SIGNS, to, 0, spare, False)
 
     def permute_two(self, to: Vector, index: Vector, other: Vector) -> None:
         """To ← the entries of (to, other) that ``index`` names: vpermt2 (AVX-512)."""
