@@ -60,8 +60,7 @@ def exponential(
     elif squares is not None:
         sources.append((squares, scale * scale))
     if used < n:
-        _fill_below(out, used, identity ** (2**squarings), rows)
-        sources, out = [(X[:, :used], factor) for X, factor in sources], out[:, :used]
+        sources = [(X[:, :used], factor) for X, factor in sources]
     for at in equal_chunks(total, count, rows):  # so that one tape serves all
         for (source, factor), token in zip(sources, tape.inputs, strict=False):
             _load(layout, source, at, token, factor)
@@ -69,7 +68,9 @@ def exponential(
         place = layout.token_of(out[at]) if direct else None
         tape.replay(squares is not None, place)
         if place is None:
-            _store(layout, tape.result, out, at)
+            _store(layout, tape.result, out[:, :used], at)
+        if used < n:  # while the lines of the cache that they share with the rows above are there
+            _fill(out[:, used:], used, identity ** (2**squarings), at)
 
 
 def occupied_rows(A: Tensor) -> int:
@@ -87,16 +88,15 @@ def occupied_rows(A: Tensor) -> int:
     return max(used, 1) if low == high == 0 else n
 
 
-def _fill_below(out: Tensor, used: int, diagonal: float, rows: Tensor | None) -> None:
-    """The rows from ``used`` on of ``out``, or of some of its matrices, are those of the identity times a number."""
-    below = out[:, used:]
+def _fill(below: Tensor, used: int, diagonal: float, at: slice | Tensor) -> None:
+    """The rows from ``used`` on of the matrices of a chunk are those of the identity times a number."""
     entries = below.diagonal(used, -2, -1)
-    if rows is None:
-        below.zero_()
-        entries.fill_(diagonal)
+    if isinstance(at, slice):
+        below[at].zero_()
+        entries[at].fill_(diagonal)
     else:
-        below.index_fill_(0, rows, 0.0)
-        entries.index_fill_(0, rows, diagonal)
+        below.index_fill_(0, at, 0.0)
+        entries.index_fill_(0, at, diagonal)
 
 
 def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scale: float) -> None:
