@@ -5,6 +5,8 @@
 
 #include "polynomial.h"
 
+#include <numeric>
+
 namespace {
 
 // --- a register -------------------------------------------------------------------------------------------------------
@@ -83,6 +85,22 @@ inline void find_levels(const Source& A, const int64_t* at, const Ladder& ladder
 // look at them finds them in the cache.
 constexpr int TILE = std::max(8 * W, std::min(512, (1 << 18) / int(REALS * sizeof(real)) / W * W));
 
+// Products that sorting must save for a matrix to be worth the while.
+constexpr int WORK = N * N * N * PARTS * PARTS * int(sizeof(real)) / 4;
+constexpr int64_t WORTH_SORTING = WORK <= 64 ? 4 : WORK <= 256 ? 3 : WORK <= 600 ? 2 : 1;
+
+// Whether W neighbours are computed as they lie, by the deepest of their rungs: each squaring too many costs a matrix half
+// a digit.  If so their levels become that one.
+inline bool alike(const Ladder& ladder, uint8_t* level) {
+  const auto [least, deepest] = std::minmax_element(level, level + W);
+  if (*deepest >= ladder.rungs) return false;
+  const Network &shallow = ladder.nets[*least], &deep = ladder.nets[*deepest];
+  const int64_t squarings = deep.squarings - shallow.squarings;
+  if (squarings > 1 || squarings + deep.products - shallow.products >= WORTH_SORTING) return false;
+  std::fill_n(level, W, *deepest);
+  return true;
+}
+
 // The matrices first … first + length − 1 in order of `level`; returns how many of them some rung serves.
 inline int sort_by_level(const uint8_t* level, int64_t first, int length, int rungs, int64_t* order) {
   int begins[257] = {};
@@ -127,6 +145,7 @@ int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int6
     bool outside = false;
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));
+      int rest = 0;  // of the tile, from here on; those before were alike
       for (int i = 0; i < length; i += W) {
         int64_t at[W];
         int found[W];
@@ -136,8 +155,12 @@ int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int6
           used[i + l] = uint8_t(trust ? std::min(found[l], rungs - 1) : found[l]);
           outside |= used[i + l] == rungs;
         }
+        if (rest == i && i + W <= length && alike(*ladder, used + i)) {
+          if (out) evaluate_register<1>(*A, *A, at, W, ladder->nets[used[i]], workspace.get(), out);
+          rest = i + W;
+        }
       }
-      evaluate_tile<1>(*A, *A, tile, length, *ladder, used, workspace.get(), out);
+      evaluate_tile<1>(*A, *A, tile + rest, length - rest, *ladder, used + rest, workspace.get(), out);
       if (level) std::copy(used, used + length, level + tile);
     }
     return int(outside);
@@ -153,7 +176,13 @@ int neural_expm_frechet(const Source* A, const Source* E, int64_t count, const L
     for (int64_t tile = first; tile < last; tile += TILE) {
       const int length = int(std::min<int64_t>(TILE, last - tile));
       for (int i = 0; i < length; ++i) used[i] = std::max(level[tile + i], uint8_t(ladder->least));
-      evaluate_tile<2>(*A, *E, tile, length, *ladder, used, workspace.get(), out);
+      int rest = 0;
+      for (; rest + W <= length && alike(*ladder, used + rest); rest += W) {
+        int64_t at[W];
+        std::iota(at, at + W, tile + rest);
+        evaluate_register<2>(*A, *E, at, W, ladder->nets[used[rest]], workspace.get(), out);
+      }
+      evaluate_tile<2>(*A, *E, tile + rest, length - rest, *ladder, used + rest, workspace.get(), out);
     }
     return 0;
   });
