@@ -18,14 +18,24 @@ from .tape import Form, tape_for
 
 # h times the largest entry of E; its square is what the value, and so the derivative, is off by.
 STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
+# With these e^{−‖A‖} h is far above what underflows; a norm is at most some six times two to their power.
+MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
+# Bytes of one token from which on a batch takes two chunks at least: its tokens are most of the memory that is needed.
+WHOLE_BYTES = 1 << 18
 # Sizes for which a complex GEMM is the faster: from 24 on it computes for longer than three real ones.
 SIZES = range(BATCH_LAST_N + 1, 24)
 
 
-def suits(A: Tensor, count: int) -> bool:
-    """Whether the derivative at ``count`` of the matrices of A is faster so."""
-    n = A.shape[-1]
-    return A.dtype in STEP and n in SIZES and A.shape[0] > 1 and layout_for(n, count) is BatchFirst
+def suits(A: Tensor, count: int, squarings: int) -> bool:
+    """Whether the derivative at ``count`` of the matrices of A is faster so, and as exact."""
+    if (
+        A.dtype not in STEP
+        or A.shape[-1] not in SIZES
+        or A.shape[0] == 1
+        or squarings > MOST_SQUARINGS[A.dtype]
+    ):
+        return False
+    return layout_for(A.shape[-1], count) is BatchFirst
 
 
 def frechet(
@@ -40,6 +50,8 @@ def frechet(
     """out[rows] = L(A[rows], E[rows]); see ``eager.exponential``."""
     total = A.shape[0] if rows is None else rows.shape[0]
     count, step = chunk_length(A, total, 2), STEP[A.dtype]
+    if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
+        count = -(-count // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
     tape = tape_for(A, form, weights, identity, squarings, A.dtype.to_complex())
     value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
@@ -49,14 +61,14 @@ def frechet(
     )
     for at in equal_chunks(total, count, rows):
         along = take(E, at)
-        # Each direction by its own size: beside a huge one a small one would be lost.  An entry cannot overflow.
+        # Each direction by its own size: beside a huge one a small one would be lost.  An entry cannot overflow, and
+        # neither can what follows where the derivative does not.
         torch.abs(along, out=magnitudes)
         size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
         change_layout(take(A, at), value, 2.0**-squarings)
-        torch.mul(along, 2.0**-squarings * step / size, out=direction)
+        torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
         tape.replay()
-        size.div_(step)
-        if isinstance(at, slice):
-            torch.mul(derivative, size, out=out[at])
-        else:
-            out.index_copy_(0, at, torch.mul(derivative, size, out=along))
+        result = out[at] if isinstance(at, slice) else along
+        torch.mul(derivative, 1 / step, out=result).mul_(size)
+        if isinstance(at, Tensor):
+            out.index_copy_(0, at, result)

@@ -137,7 +137,7 @@ class _Kept(threading.local):
 
     def __init__(self) -> None:
         self.tapes: OrderedDict[tuple, tuple[Tape, list[Tensor]]] = OrderedDict()
-        self.memory: dict[torch.dtype, Tensor] = {}
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 _kept = _Kept()
@@ -174,11 +174,9 @@ def tape_for(
 
 def _memory(dtype: torch.dtype, size: int) -> Tensor:
     """At least so many entries, shared by the tapes of this thread; those on a smaller piece are dropped with it."""
-    memory = _kept.memory.get(dtype)
-    if memory is None or memory.numel() < size:
-        for key in [key for key in _kept.tapes if key[0] == dtype]:
-            del _kept.tapes[key]
-        del memory  # given back before the larger piece is taken
-        _kept.memory.pop(dtype, None)
-        _kept.memory[dtype] = memory = torch.empty(size, dtype=dtype, device="cpu")
-    return memory
+    needed = size * dtype.itemsize
+    if _kept.memory.numel() < needed:
+        _kept.tapes.clear()
+        _kept.memory = _kept.memory[:0].clone()  # given back before the larger piece is taken
+        _kept.memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+    return _kept.memory[:needed].view(dtype)

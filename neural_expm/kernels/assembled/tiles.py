@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from .job import AT, Shape
 from .lanes import Lanes
-from .x86 import R8, R11, R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
+from .x86 import R8, R9, R10, R11, R12, R13, R14, R15, RAX, RBP, RCX, RDI, RDX, RSI, Memory
 
 NETWORK = 3  # numbers of eight bytes that a job has of each rung
 MOST_RUNGS = 64
@@ -213,7 +213,7 @@ class Tiles(Lanes):
     def _registers(self) -> Iterator[None]:
         """The registers of a tile: which matrices are in one, and the network for it; R14 points to its weights."""
         asm = self.asm
-        register, following, done = (asm.name() for _ in range(3))
+        register, done = asm.name(), asm.name()
         asm.constant(RAX, 0)
         asm.put(self.position, RAX)
         asm.label(register)
@@ -221,37 +221,60 @@ class Tiles(Lanes):
         asm.get(RCX, self.served)
         asm.compare(RDX, RCX)
         asm.jump(done, "at_least")
+        self._take_like_ones()
         for _ in self.lanes():  # idle ones repeat the first matrix
             asm.set(RAX, RDX)
             asm.plus(RAX, R8)
-            asm.compare(RAX, RCX)
+            asm.compare(RAX, R9)
             asm.set_if("at_least", RAX, RDX)
             asm.get(RAX, Memory(RBP, self.order.offset, index=RAX))
             asm.put(Memory(RBP, 0, index=R8), RAX)
-        # The deepest rung is that of the last matrix.
-        asm.plus_constant(RDX, asm.lanes)
-        asm.compare(RDX, RCX)
-        asm.set_if("greater", RDX, RCX)
-        asm.get(RAX, Memory(RBP, self.order.offset - 8, index=RDX))
-        asm.minus(RAX, R12)
-        asm.constant(RCX, asm.entry_bytes)
-        asm.times(RAX, RCX)
-        asm.address(RSI, self.levels)
-        asm.plus(RSI, RAX)
-        asm.get(RAX, Memory(RSI), asm.entry_bytes)
+        asm.put(self.position, R9)
+        asm.set(RAX, R10)
         if self.shape.members == 1:
             self._tell_levels()
             asm.get(RCX, AT["out"])
             asm.compare_constant(RCX, 0)
-            asm.jump(following, "equal")  # only the levels are wanted
+            asm.jump(register, "equal")  # only the levels are wanted
         self._choose_network(RAX, R8)
         yield
-        asm.label(following)
-        asm.get(RAX, self.position)
-        asm.plus_constant(RAX, asm.lanes)
-        asm.put(self.position, RAX)
         asm.jump(register)
         asm.label(done)
+
+    def _take_like_ones(self) -> None:
+        """R9 ← the end of the next ones of the order from RDX on, before RCX, that share a register.
+
+        They are computed by the rung of the last one, R10, which is the deepest; each squaring too many costs half a
+        digit, so that none gets more than one.
+        """
+        asm, fewer, taken = self.asm, self.asm.name(), self.asm.name()
+        asm.set(R9, RDX)
+        asm.plus_constant(R9, asm.lanes)
+        asm.compare(R9, RCX)
+        asm.set_if("greater", R9, RCX)
+        self._level_of(R10, Memory(RBP, self.order.offset, index=RDX))
+        self._address_network(R11, R10)
+        asm.label(fewer)
+        self._level_of(R10, Memory(RBP, self.order.offset - 8, index=R9))
+        self._address_network(R8, R10)
+        asm.get(RAX, Memory(R8, 16))
+        asm.minus(RAX, Memory(R11, 16))
+        asm.compare_constant(RAX, 1)
+        asm.jump(taken, "at_most")
+        asm.plus_constant(R9, -1)
+        asm.jump(fewer)
+        asm.label(taken)
+
+    def _level_of(self, to: int, place: Memory) -> None:
+        """The level of the matrix whose number is at a place; RAX, RSI and RDI are lost."""
+        asm = self.asm
+        asm.get(RAX, place)
+        asm.minus(RAX, R12)
+        asm.constant(RDI, asm.entry_bytes)
+        asm.times(RAX, RDI)
+        asm.address(RSI, self.levels)
+        asm.plus(RSI, RAX)
+        asm.get(to, Memory(RSI), asm.entry_bytes)
 
     def _address_network(self, to: int, level: int) -> None:
         """Where a job has the network of a level."""

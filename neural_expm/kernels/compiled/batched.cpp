@@ -110,19 +110,22 @@ inline int sort_by_level(const uint8_t* level, int64_t first, int length, int ru
   return begins[rungs - 1];
 }
 
-// Evaluates a tile, W matrices of the order at a time, by the deepest rung among them; `level`, of the tile, becomes what
-// was used.
+// Evaluates a tile, W matrices of the order at a time, or fewer where one squaring too many would not do, by the deepest
+// rung among them; `level`, of the tile, becomes what was used.
 template <int MEMBERS>
 inline void evaluate_tile(const Source& A, const Source& E, int64_t first, int length, const Ladder& ladder,
                           uint8_t* level, num* stream, real* out) {
-  int64_t order[TILE + W];
+  int64_t order[TILE];
   const int served = sort_by_level(level, first, length, int(ladder.rungs), order);
-  for (int i = 0; i < served; i += W) {
-    const int lanes = std::min(W, served - i);
-    for (int l = lanes; l < W; ++l) order[i + l] = order[i];  // idle lanes repeat a matrix
-    const uint8_t deepest = level[order[i + lanes - 1] - first];
-    for (int l = 0; l < lanes; ++l) level[order[i + l] - first] = deepest;
-    if (out) evaluate_register<MEMBERS>(A, E, order + i, lanes, ladder.nets[deepest], stream, out);
+  for (int i = 0, lanes; i < served; i += lanes) {
+    const auto squarings = [&](int l) { return ladder.nets[level[order[i + l] - first]].squarings; };
+    lanes = std::min(W, served - i);
+    while (squarings(lanes - 1) > squarings(0) + 1) --lanes;
+    int64_t at[W];
+    for (int l = 0; l < W; ++l) at[l] = order[i + (l < lanes ? l : 0)];  // idle lanes repeat a matrix
+    const uint8_t deepest = level[at[lanes - 1] - first];
+    for (int l = 0; l < lanes; ++l) level[at[l] - first] = deepest;
+    if (out) evaluate_register<MEMBERS>(A, E, at, lanes, ladder.nets[deepest], stream, out);
   }
 }
 
