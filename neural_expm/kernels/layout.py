@@ -31,14 +31,18 @@ Call = Callable[[], object]
 class OneLane:
     """A layout that leaves the sharing among threads to the products."""
 
-    lanes = 1
     # Whether products know of rows that are zero in all matrices.
     spares_rows = True
 
     @staticmethod
+    def leads(members: int) -> int:
+        """How many dimensions of their own lead memory: a value and its derivative are combined side by side."""
+        return members
+
+    @staticmethod
     def token(X: Tensor) -> Tensor:
-        """A token from its only lane."""
-        return X[0]
+        """A token, or a pair of a token and its derivative, from all leads."""
+        return X if X.shape[0] > 1 else X[0]
 
 
 class BatchFirst(OneLane):
@@ -48,8 +52,8 @@ class BatchFirst(OneLane):
 
     @staticmethod
     def shape(count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
-        """Of a token of matrices with so many rows, or of a pair of a token and its derivative."""
-        return (*((2,) if members == 2 else ()), count, rows, n)
+        """Of what a lead has of a token of matrices with so many rows."""
+        return count, rows, n
 
     @staticmethod
     def token_of(X: Tensor) -> Tensor | None:

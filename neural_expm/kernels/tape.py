@@ -25,16 +25,16 @@ KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
 
 
 def rows(X: Tensor) -> Tensor:
-    """The tokens (lanes, tokens, …) as rows of a real matrix for each lane, without a copy."""
+    """The tokens (leads, tokens, …) as rows of a real matrix for each lead, without a copy."""
     return (torch.view_as_real(X) if X.is_complex() else X).view(*X.shape[:2], -1)
 
 
 def combination(weights: Tensor, tokens: Tensor, out: Tensor) -> Call:
-    """The call of out ← weights · tokens in every lane; a lane stays with one thread."""
-    lanes = tokens.shape[0]
-    if lanes == 1:
+    """The call of out ← weights · tokens in every lead; a lead stays with one thread."""
+    leads = tokens.shape[0]
+    if leads == 1:
         return partial(torch.mm, weights, tokens[0], out=out[0])
-    return partial(torch.bmm, weights.expand(lanes, *weights.shape), tokens, out=out)
+    return partial(torch.bmm, weights.expand(leads, *weights.shape), tokens, out=out)
 
 
 class Form(NamedTuple):
@@ -44,7 +44,7 @@ class Form(NamedTuple):
         layout: of the tokens.
         matrices, n: number and size of them.
         rows: the first so many are computed; below they are zero in A, and those of the identity times p(0) in p(A).
-        members: 1 for the value; 2 for the value and its derivative, a leading dimension of every token.
+        members: 1 for the value; 2 for the value and its derivative, two of every token.
     """
 
     layout: TapeLayout
@@ -54,15 +54,20 @@ class Form(NamedTuple):
     members: int = 1
 
     @property
-    def lane(self) -> tuple[int, ...]:
-        """The shape of a lane of a token."""
+    def leads(self) -> int:
+        """How many parts of memory are combined side by side."""
+        return self.layout.leads(self.members)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The shape of what one of them has of a token."""
         return self.layout.shape(self.matrices, self.rows, self.n, self.members)
 
     def size(self, heads: int) -> int:
         """Entries of memory: the tokens, the scores and values of a head, and room for a product."""
         layout = self.layout
         room = layout.terms(self.matrices, self.n, self.members) if isinstance(layout, Outer) else 0
-        return (heads + 4) * layout.lanes * math.prod(self.lane) + room
+        return (heads + 4) * self.leads * math.prod(self.lead) + room
 
 
 class Tape:
@@ -80,13 +85,13 @@ class Tape:
     def __init__(
         self, form: Form, weights: list[Tensor], identity: float, squarings: int, memory: Tensor
     ) -> None:
-        layout, lane, lanes, dual = form.layout, form.lane, form.layout.lanes, form.members == 2
-        entries, made = math.prod(lane), lanes * (len(weights) + 1)
-        stream = memory[: made * entries].view(lanes, -1, *lane)
-        rest = memory[made * entries : (made + 2 * lanes) * entries]
-        pair = rest.view(lanes, 2, *lane)
+        layout, lead, leads, dual = form.layout, form.lead, form.leads, form.members == 2
+        entries, made = math.prod(lead), leads * (len(weights) + 1)
+        stream = memory[: made * entries].view(leads, -1, *lead)
+        rest = memory[made * entries : (made + 2 * leads) * entries]
+        pair = rest.view(leads, 2, *lead)
         if isinstance(layout, Outer):
-            layout = Outer(memory[(made + 2 * lanes) * entries : form.size(len(weights) - 1)])
+            layout = Outer(memory[(made + 2 * leads) * entries : form.size(len(weights) - 1)])
 
         def multiply(X: Tensor, Y: Tensor, place: Tensor) -> list[Call]:
             if dual:
@@ -102,11 +107,11 @@ class Tape:
         for h, head in enumerate(weights[:-1], start=2):
             self.calls.append(combination(head, flat[:, :h], pair_flat))
             self.calls += multiply(scores, values, tokens[h])
-        now, spare = (layout.token(X) for X in rest.view(2, lanes, *lane).unbind())
+        now, spare = (layout.token(X) for X in rest.view(2, leads, *lead).unbind())
 
         def read_out(place: Tensor) -> list[Call]:
             value = layout.parts(place)[0] if dual else place
-            total = combination(weights[-1], flat, rows(place.view(lanes, 1, *lane)))
+            total = combination(weights[-1], flat, rows(place.view(leads, 1, *lead)))
             return [total, partial(layout.diagonal(value).add_, identity)]
 
         def square(X: Tensor, below: float, place: Tensor) -> list[Call]:

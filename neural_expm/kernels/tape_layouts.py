@@ -33,11 +33,11 @@ class Adjoint(BatchFirst):
 
 
 class Lanes:
-    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, count/lanes); a single lane has no lead.
+    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, count/lanes); a single lane has none.
 
     torch splits a large operation among its threads into equal runs of entries.  With the lanes outermost those are of
     the same matrices in every operation, which then stay in the cache of one core.  A pair has its two members behind
-    the lanes.
+    the lanes, or in their place.
     """
 
     spares_rows = True
@@ -45,13 +45,16 @@ class Lanes:
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
 
-    def shape(self, count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
-        """Of a lane of a token of matrices with so many rows, or of a pair of a token and its derivative."""
-        return (*((2,) if members == 2 else ()), rows, n, count // self.lanes)
+    def leads(self, members: int) -> int:
+        """How many dimensions of their own lead memory: the lanes, or the members of a pair."""
+        return self.lanes if self.lanes > 1 else members
 
-    def token(self, X: Tensor) -> Tensor:
-        """A token from all of its lanes."""
-        return X if self.lanes > 1 else X[0]
+    def shape(self, count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
+        """Of what a lead has of a token of matrices with so many rows."""
+        pair = (2,) if self.lanes > 1 and members == 2 else ()
+        return (*pair, rows, n, count // self.lanes)
+
+    token = staticmethod(OneLane.token)
 
     @staticmethod
     def token_of(X: Tensor) -> Tensor | None:
@@ -153,6 +156,11 @@ class Alone(OneLane):
     """
 
     spares_rows = False
+
+    @staticmethod
+    def leads(members: int) -> int:
+        """One, of pairs too."""
+        return 1
 
     @staticmethod
     def shape(count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
