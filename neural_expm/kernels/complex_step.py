@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .chunks import equal_chunks, take
-from .layout import BATCH_LAST_N, BatchFirst, change_layout, chunk_length, layout_for
+from .layout import BATCH_LAST_N, BatchFirst, change_layout, chunk_length
 from .tape import Form, tape_for
 
 # h times the largest entry of E; its square is what the value, and so the derivative, is off by.
@@ -26,16 +26,10 @@ WHOLE_BYTES = 1 << 18
 SIZES = range(BATCH_LAST_N + 1, 24)
 
 
-def suits(A: Tensor, count: int, squarings: int) -> bool:
-    """Whether the derivative at ``count`` of the matrices of A is faster so, and as exact."""
-    if (
-        A.dtype not in STEP
-        or A.shape[-1] not in SIZES
-        or A.shape[0] == 1
-        or squarings > MOST_SQUARINGS[A.dtype]
-    ):
-        return False
-    return layout_for(A.shape[-1], count) is BatchFirst
+def suits(A: Tensor, squarings: int) -> bool:
+    """Whether the derivative at the matrices of A is faster so, and as exact."""
+    small = A.is_cpu and A.shape[0] > 1 and A.shape[-1] in SIZES
+    return small and squarings <= MOST_SQUARINGS.get(A.dtype, -1)
 
 
 def frechet(

@@ -46,7 +46,7 @@ def exponential(
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return
-    if E is not None and complex_step.suits(A, total, squarings):
+    if E is not None and complex_step.suits(A, squarings):
         complex_step.frechet(A, E, weights, identity, squarings, out, rows)
         return
     members = 1 if E is None else 2

@@ -36,7 +36,7 @@ class OneLane:
 
     @staticmethod
     def leads(members: int) -> int:
-        """How many dimensions of their own lead memory: a value and its derivative are combined side by side."""
+        """In how many equal parts memory is, which are combined side by side: a value and its derivative."""
         return members
 
     @staticmethod

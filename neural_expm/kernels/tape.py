@@ -55,7 +55,7 @@ class Form(NamedTuple):
 
     @property
     def leads(self) -> int:
-        """How many parts of memory are combined side by side."""
+        """In how many equal parts memory is, which are combined side by side."""
         return self.layout.leads(self.members)
 
     @property

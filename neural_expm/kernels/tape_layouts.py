@@ -46,7 +46,7 @@ class Lanes:
         self.lanes = lanes
 
     def leads(self, members: int) -> int:
-        """How many dimensions of their own lead memory: the lanes, or the members of a pair."""
+        """In how many equal parts memory is: the lanes, or the members of a pair."""
         return self.lanes if self.lanes > 1 else members
 
     def shape(self, count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ class Alone(OneLane):
 
     @staticmethod
     def leads(members: int) -> int:
-        """One, of pairs too."""
+        """One part of memory, for pairs too."""
         return 1
 
     @staticmethod
