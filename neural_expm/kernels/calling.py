@@ -8,7 +8,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -128,16 +128,20 @@ class Library:
     """The compiled functions of one kind for one n and dtype; tensors are on the CPU.
 
     Args:
-        library: compiled from ``file(n, dtype)`` with ``defines`` besides the size and the field.
+        library: compiled from ``file(n, dtype)`` with ``defines(n, dtype)`` besides the size and the field.
     """
 
     name = "compiled"
-    defines: ClassVar[dict[str, Any]] = {}
 
     @staticmethod
     @abstractmethod
     def file(n: int, dtype: torch.dtype) -> str:
         """The source for this size."""
+
+    @staticmethod
+    @abstractmethod
+    def defines(n: int, dtype: torch.dtype) -> dict[str, int]:
+        """What the source asks to be defined."""
 
     @staticmethod
     @abstractmethod

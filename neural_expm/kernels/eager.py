@@ -54,7 +54,7 @@ def exponential(
     n, scale = A.shape[-1], 2.0**-squarings
     used = n if occupied is None or E is not None or not layout.spares_rows else occupied
     tape = tape_for(A, Form(layout, count, n, used, members), weights, identity, squarings)
-    sources = [((A.mT if layout is Adjoint else A), scale)]
+    sources = [(A.mT if layout is Adjoint else A, scale)]
     if E is not None:
         sources.append((E, scale))
     elif squares is not None:
@@ -113,9 +113,9 @@ def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor) -> No
     """Out[at] ← X."""
     if isinstance(at, slice):
         layout.store(X, out[at])
-    elif layout.token_of(X) is X:
-        out.index_copy_(0, at, X)
-    else:
-        result = out.new_empty(at.shape[0], *out.shape[1:])
-        layout.store(X, result)
-        out.index_copy_(0, at, result)
+        return
+    if layout.token_of(X) is not X:
+        lying = out.new_empty(at.shape[0], *out.shape[1:])
+        layout.store(X, lying)
+        X = lying
+    out.index_copy_(0, at, X)

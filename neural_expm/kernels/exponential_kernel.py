@@ -13,6 +13,15 @@ from . import eager
 
 # Products of a matrix, to judge how many threads a batch is worth.
 VALUE_PRODUCTS, FRECHET_PRODUCTS = 8, 24
+# Up to so many multiply-adds of a product, in single precision, matrices are sorted for so many products.
+SORTED_FOR = ((64, 4), (256, 3), (600, 2))
+
+
+def worth_sorting(n: int, dtype: torch.dtype) -> int:
+    """How many products more of some matrices than of their neighbours make it worth the while to sort them."""
+    real, parts = dtype.to_real(), 2 if dtype.is_complex else 1
+    work = n**3 * parts**2 * real.itemsize // 4
+    return next((products for most, products in SORTED_FOR if work <= most), 1)
 
 
 class Rungs:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..exponential_kernel import worth_sorting
 from .job import AT
 from .tiles import Tiles
 from .x86 import R8, R9, R10, R11, R12, R14, R15, RAX, RCX, RDI, RDX, RSI, Memory
-
-# Up to so many multiply-adds of a product, in single precision, matrices are sorted for so many products.
-SORTED_FOR = ((64, 4), (256, 3), (600, 2))
 
 
 class Program(Tiles):
@@ -116,7 +114,7 @@ class Program(Tiles):
         asm.jump(others, "greater")  # each squaring too many costs a matrix half a digit
         asm.plus(RAX, Memory(R8, 8))
         asm.minus(RAX, products)
-        asm.compare_constant(RAX, self._worth_sorting())
+        asm.compare_constant(RAX, worth_sorting(self.shape.n, self.shape.dtype))
         asm.jump(others, "at_least")
 
     def _level_if_given(self, others: str) -> None:
@@ -151,11 +149,6 @@ class Program(Tiles):
                 asm.multiply(1 + b, 0, Memory(RSI, b * self.register))
                 asm.store(Memory(RDI, b * self.register), 1 + b)
         asm.label(unscaled)
-
-    def _worth_sorting(self) -> int:
-        """How many products more of some matrices than of others make it worth the while to sort them."""
-        work = self.shape.n**3 * self.shape.parts**2 * self.asm.entry_bytes // 4
-        return next((products for most, products in SORTED_FOR if work <= most), 1)
 
     def _tell_run(self, level: int) -> None:
         """The matrices from R12 on, as many as there are lanes, have a level."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import torch
+
 from .x86 import RBX, Memory
 
 
@@ -71,6 +73,12 @@ class Shape:
     transposed: bool
     conjugate: bool
     wide: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The field, as torch has it."""
+        real = torch.float64 if self.double else torch.float32
+        return real.to_complex() if self.complex else real
 
     @property
     def parts(self) -> int:

@@ -113,7 +113,7 @@ def _recipe(kind: str, n: int, dtype: torch.dtype) -> tuple[str, dict[str, Any],
     made = KINDS[kind]
     source = _with_headers(made.file(n, dtype), set())
     scalar, is_complex = DTYPES[dtype]
-    defines = {"SIZE": n, "REAL": scalar, "COMPLEX": is_complex, **made.defines}
+    defines = {"SIZE": n, "REAL": scalar, "COMPLEX": is_complex, **made.defines(n, dtype)}
     return source, defines, f"{kind}-{n}-{str(dtype)[6:]}"
 
 

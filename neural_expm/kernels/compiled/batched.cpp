@@ -85,12 +85,8 @@ inline void find_levels(const Source& A, const int64_t* at, const Ladder& ladder
 // look at them finds them in the cache.
 constexpr int TILE = std::max(8 * W, std::min(512, (1 << 18) / int(REALS * sizeof(real)) / W * W));
 
-// Products that sorting must save for a matrix to be worth the while.
-constexpr int WORK = N * N * N * PARTS * PARTS * int(sizeof(real)) / 4;
-constexpr int64_t WORTH_SORTING = WORK <= 64 ? 4 : WORK <= 256 ? 3 : WORK <= 600 ? 2 : 1;
-
 // Whether W neighbours are computed as they lie, by the deepest of their rungs: each squaring too many costs a matrix half
-// a digit.  If so their levels become that one.
+// a digit, and WORTH_SORTING (products; defined with the size) is not to be had.  If so their levels become that one.
 inline bool alike(const Ladder& ladder, uint8_t* level) {
   const auto [least, deepest] = std::minmax_element(level, level + W);
   if (*deepest >= ladder.rungs) return false;

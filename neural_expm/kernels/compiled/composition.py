@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,10 +131,14 @@ class _Kernel(CompositionKernel, Library):
 class SignKernel(_Kernel, SignCheck):
     """sign."""
 
-    defines: ClassVar = {"COUPLED": 0}
+    @staticmethod
+    def defines(n: int, dtype: torch.dtype) -> dict[str, int]:
+        return {"COUPLED": 0}
 
 
 class RootKernel(_Kernel, RootCheck):
     """The square root."""
 
-    defines: ClassVar = {"COUPLED": 1}
+    @staticmethod
+    def defines(n: int, dtype: torch.dtype) -> dict[str, int]:
+        return {"COUPLED": 1}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..calling import CPU, Library, Source, checked
-from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
+from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs, worth_sorting
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
@@ -60,6 +60,10 @@ class Kernel(ExponentialKernel, Library):
     @staticmethod
     def file(n: int, dtype: torch.dtype) -> str:
         return "rows.cpp" if n * dtype.to_real().itemsize >= ROW_BYTES else "batched.cpp"
+
+    @staticmethod
+    def defines(n: int, dtype: torch.dtype) -> dict[str, int]:
+        return {"WORTH_SORTING": worth_sorting(n, dtype)}
 
     @staticmethod
     def worthwhile(n: int, count: int) -> bool:
