@@ -27,6 +27,13 @@ from neural_expm.kernels.exponential_kernel import Rungs
 SIZES = [2, 3, 4, 5, 7, 8, 13, 16, 20, 32]
 
 
+@pytest.fixture
+def kernel(monkeypatch, wide, n, dtype):
+    """Of the parameters of a test."""
+    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
+    return assembled.Kernel(n, dtype)
+
+
 def double(A: torch.Tensor) -> torch.Tensor:
     return A.to(torch.complex128 if A.is_complex() else torch.float64)
 
@@ -66,10 +73,8 @@ def expected_for(rungs, packed, A, E, level) -> torch.Tensor:
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("wide", WIDTHS)
 @pytest.mark.parametrize("alike", [False, True])
-def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, alike, wide, n, dtype):
+def test_the_same_polynomial_as_the_eager_kernel(kernel, alike, n, dtype):
     """Matrices that are alike are taken as they lie, others by a table of their rungs."""
-    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
-    kernel = assembled.Kernel(n, dtype)
     ladder, packed = rungs(dtype)
     for count in (1, kernel.lanes - 1, kernel.lanes, kernel.lanes + 1, 3 * kernel.lanes + 2, 1100 // n):
         A, E = (torch.randn(count, n, n, dtype=dtype, generator=cases.generator(i)) for i in (0, 1))
@@ -112,10 +117,8 @@ def test_the_same_polynomial_as_the_eager_kernel(monkeypatch, alike, wide, n, dt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 3, 4, 8])
 @pytest.mark.parametrize("wide", WIDTHS)
-def test_neighbours_share_a_rung_and_at_most_one_squaring(monkeypatch, wide, n, dtype):
+def test_neighbours_share_a_rung_and_at_most_one_squaring(kernel, n, dtype):
     """Whatever lies beside a small matrix: it loses no digit, and what is outside stays with itself."""
-    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
-    kernel = assembled.Kernel(n, dtype)
     ladder, packed = rungs(dtype)
     A = torch.randn(40 * kernel.lanes, n, n, dtype=dtype, generator=cases.generator(0))
     E = torch.randn(40 * kernel.lanes, n, n, dtype=dtype, generator=cases.generator(1))
@@ -169,10 +172,8 @@ def test_at_the_same_depth_a_matrix_is_computed_alike_whatever_shares_its_batch(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 @pytest.mark.parametrize("wide", WIDTHS)
-def test_nothing_beyond_a_batch_is_touched(monkeypatch, wide, n, dtype):
+def test_nothing_beyond_a_batch_is_touched(kernel, n, dtype):
     """Otherwise the process ends here."""
-    monkeypatch.setattr(assembled_kernel, "wide", lambda: wide)
-    kernel = assembled.Kernel(n, dtype)
     A, E, out = (
         before_a_wall(torch.randn(21, n, n, dtype=dtype, generator=cases.generator(i)) / n) for i in range(3)
     )

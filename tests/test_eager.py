@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+
 import cases
 import pytest
 import torch
 
 import neural_expm
 from neural_expm.kernels import compiled, layout, tape_layouts
+from neural_expm.networks import ladder
 
 
 @pytest.fixture
@@ -124,6 +128,42 @@ def test_the_largest_group_is_computed_in_place(eager):
     for rows in (large, outside, rest):
         for got, wanted in zip(result, both(A[rows], G[rows]), strict=True):
             torch.testing.assert_close(got[rows], wanted, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_cost_the_least_of_all_ways(seed):
+    """By the cost model: neighbouring levels together or not, and at most one group in place of the whole batch."""
+    g = random.Random(seed)
+    n, rungs = g.choice([3, 4, 8, 20]), neural_expm.load("expm-equivariant-float64").ladder.rungs[:7]
+    counts = [g.choice([0, 0, 1, 50, 800, 20_000]) for _ in rungs]
+    batch = sum(counts) + g.choice([0, 3])
+    used = [level for level, count in enumerate(counts) if count]
+
+    def cost(groups):
+        return sum(
+            ladder.GROUP_COST
+            + (batch if group.whole else sum(counts[group.first : group.last + 1]))
+            * (rungs[group.last].cost * ladder._product_cost(n) + (not group.whole) * ladder._gather_cost(n))
+            for group in groups
+        )
+
+    def allowed(groups):
+        return sum(group.whole for group in groups) < 2 and all(
+            rungs[group.last].squarings <= rungs[group.first].squarings + 1 for group in groups
+        )
+
+    ways = []
+    for cuts in itertools.product([False, True], repeat=max(len(used) - 1, 0)):
+        ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(used)]
+        runs = [(used[a], used[b - 1]) for a, b in itertools.pairwise(ends)] if used else []
+        for whole in range(-1, len(runs)):
+            groups = [ladder.Group(*run, i == whole) for i, run in enumerate(runs)]
+            if allowed(groups):
+                ways.append(cost(groups))
+    found = neural_expm.load("expm-equivariant-float64").ladder.group(counts, n, batch)
+    assert allowed(found)
+    assert sorted(level for group in found for level in used if group.first <= level <= group.last) == used
+    assert cost(found) == pytest.approx(min(ways))
 
 
 def test_a_tape_is_kept_for_its_weights_alone(eager):
