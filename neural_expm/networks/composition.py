@@ -31,6 +31,7 @@ from ..kernels.composition import Algebra, Stage
 from ..kernels.composition_kernel import Course, Passes
 from ..kernels.layout import layout_for
 from ..kernels.precision import HALF
+from ..kernels.results import empty_result
 from ..kernels.rules import StageRules
 from ..kernels.symbolic import LARGEST_RESIDUAL, CompositionProgram
 from ..kernels.triton import route as triton_route
@@ -171,7 +172,7 @@ class Composition(Derived, Pretrained, nn.Module):
         Returns:
             f(A), unset for the matrices that failed, and the outcome.
         """
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = empty_result(A)
         if (answered := self._run_triton(A, out)) is not None:
             outcome, failed = answered
         elif (kernel := native.find(A, self.function)) is not None:
@@ -301,7 +302,7 @@ class Composition(Derived, Pretrained, nn.Module):
 
         No outcome: every matrix is trusted.
         """
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = empty_result(A)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out

@@ -16,6 +16,7 @@ from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Rungs
 from ..kernels.precision import HALF, full_precision
+from ..kernels.results import empty_result
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
@@ -113,7 +114,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         Args:
             A: shape (batch, n, n), float32/float64/complex64/complex128.
         """
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = empty_result(A)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
         if (kernel := native.find(A, "expm")) is not None:
@@ -209,7 +210,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         """L(A, E) of the matrices inside; rows outside are left unset.  No plan: every matrix is trusted."""
         if A.shape[-1] == 1:
             return A.exp() * E
-        out = torch.empty_like(A, memory_format=torch.contiguous_format)
+        out = empty_result(A)
         fused = triton_route.find(A, self)
         if fused is not None and fused.frechet(A, E, out):
             return out
