@@ -96,7 +96,10 @@ class _ValueRules(torch.autograd.Function):
 class _Value(_ValueRules):
     @staticmethod
     def forward(ctx: Any, A: Tensor, evaluator: Evaluator) -> Tensor:
-        _TransformedValue.setup_context(ctx, (A, evaluator), A)
+        ctx.evaluator = evaluator
+        ctx.save_for_backward(A)
+        if torch.autograd.forward_ad._current_level >= 0:
+            ctx.save_for_forward(A)
         return evaluator.value(A)
 
 

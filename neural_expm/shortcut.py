@@ -2,29 +2,57 @@
 
 A program that calls ``expm`` on one small matrix thousands of times waits for Python, not for products: the route asks
 some forty questions, ten microseconds in all, most of which are about transforms, options and reports.  Here the few
-that rule all of those out are asked at once.  Whatever they do not rule out, a matrix outside the domain included,
-takes the route.
+that rule all of those out are asked at once, and what is the same for every batch of a shape is bound when the first
+one comes.  Whatever they do not rule out, a matrix outside the domain included, takes the route.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .differentiation import matrix_function, under_transform
-from .kernels.calling import CPU, readable
+from .differentiation import matrix_function
+from .kernels.calling import BOUND, CPU, FIELDS
 from .route import Route
 
 if TYPE_CHECKING:
-    from .kernels.exponential_kernel import ExponentialKernel, Rungs
+    from .kernels.exponential_kernel import BoundFrechet, BoundValue
     from .networks.exponential import EquivariantExponential
 
 # Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
 FEW = 1 << 16
+SHAPES = 256  # that are remembered
+
+_interpreter, _modes = torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
+_tracing, _keys = torch._C._get_tracing_state, torch._C._dispatch_keys
+
+
+def _plain() -> frozenset[int]:
+    """To whom torch's dispatcher would take a dense tensor on the CPU, one of inference mode too.
+
+    Any other (sparse, quantised, on a device, conjugate, negative, lazily zero, batched by the older vmap, fake or
+    wrapped by a transform) has a key more or another one.
+    """
+    ordinary = torch.empty(0, device=CPU)
+    with torch.inference_mode():
+        return frozenset(_keys(tensor).raw_repr() for tensor in (ordinary, torch.empty(0, device=CPU)))
+
+
+PLAIN = _plain()
+
+
+class Ready(NamedTuple):
+    """What is known of a shape and dtype: the network, the calls of the kernel that will answer, room for rungs."""
+
+    network: EquivariantExponential
+    value: BoundValue
+    frechet: BoundFrechet
+    levels: type[ctypes.Array[ctypes.c_uint8]]
 
 
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
@@ -34,54 +62,63 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         A: whatever a caller gave.
         default: the network of a real dtype.
     """
-    if torch.compiler.is_compiling() or under_transform() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or _interpreter() is not None or forward_ad._current_level >= 0:
         return None
-    if not isinstance(A, Tensor) or not readable(A) or not A.is_cpu or A.layout != torch.strided:
+    if (type(A) is not Tensor and type(A) is not torch.nn.Parameter) or _modes() or _tracing() is not None:
         return None
-    if not 0 < A.numel() <= FEW or not A.is_contiguous() or A.is_conj():
+    if _keys(A).raw_repr() not in PLAIN or not A.is_contiguous():
         return None
-    shape, real = A.shape, A.dtype.to_real()
-    if len(shape) < 2 or shape[-1] != shape[-2]:
+    ready = BOUND.get((A.shape, A.dtype)) or _bind(A, default)
+    if ready is None:
         return None
-    network, flat = default(real), A if len(shape) == 3 else A.reshape(-1, *shape[-2:])
-    if (kernel := network.at_once(flat)) is None:
-        return None
-    rungs = network.rungs(real)
     if A.requires_grad and torch.is_grad_enabled():
-        return matrix_function(A, _AtOnce(network, kernel, rungs))
-    result = kernel.value_at_once(flat, rungs)
-    return result if result is None or len(shape) == 3 else result.reshape(shape)
+        return matrix_function(A, _AtOnce(ready))
+    return ready.value(A, 0)
+
+
+def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
+    """What there is for batches like A, remembered once it stays so."""
+    shape, dtype = A.shape, A.dtype
+    if not 0 < A.numel() <= FEW or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
+        return None
+    flat, network = A.detach().reshape(-1, *shape[-2:]), default(dtype.to_real())
+    settled = network.settled(flat)  # before a kernel is chosen: the next one may be another
+    if (kernel := network.kernel(flat)) is None:
+        return None
+    count = flat.shape[0]
+    ready = Ready(network, *kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
+    if settled:
+        if len(BOUND) >= SHAPES:
+            BOUND.clear()
+        BOUND[shape, dtype] = ready
+    return ready
 
 
 class _AtOnce:
     """Evaluator (see ``differentiation.py``) of a batch that one call of a kernel serves; of any other, the route."""
 
-    def __init__(self, network: EquivariantExponential, kernel: ExponentialKernel, rungs: Rungs) -> None:
-        self.network, self.kernel, self.rungs = network, kernel, rungs
+    def __init__(self, ready: Ready) -> None:
+        self.ready = ready
         self.route: Route | None = None
-        self.level: Tensor | None = None
+        self.levels: ctypes.Array[ctypes.c_uint8] | None = None
 
     def renewed(self) -> Route:
-        return Route("expm", self.network, "exact")
+        return Route("expm", self.ready.network, "exact")
 
     def value(self, A: Tensor) -> Tensor:
-        self.level = torch.empty(A.shape[:-2], dtype=torch.uint8, device=CPU)
-        result = self.kernel.value_at_once(_flat(A), self.rungs, self.level)
-        if result is not None:
-            return result if A.ndim == 3 else result.reshape(A.shape)
-        self.route = self.renewed()
-        return self.route.value(A)
+        self.levels = self.ready.levels()
+        result = self.ready.value(A, ctypes.addressof(self.levels))
+        if result is None:
+            self.route = self.renewed()
+            return self.route.value(A)
+        return result
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         """L(A, E), shape (*, n, n), for the matrices that :meth:`value` saw or for their adjoints."""
         if self.route is not None:
             return self.route.frechet(A, E)
-        if self.level is None or not readable(E):
+        if self.levels is None or _modes() or _tracing() is not None:
             return self.renewed().frechet(A, E)
-        out = torch.empty(A.shape, dtype=A.dtype, device=CPU)
-        self.kernel.frechet(_flat(A), _flat(E), self.rungs, self.level, _flat(out))
-        return out
-
-
-def _flat(A: Tensor) -> Tensor:
-    return A if A.ndim == 3 else A.reshape(-1, *A.shape[-2:])
+        if _keys(E).raw_repr() not in PLAIN or type(E) is not Tensor:
+            return self.renewed().frechet(A, E)
+        return self.ready.frechet(A, E.contiguous(), ctypes.addressof(self.levels))

@@ -8,8 +8,9 @@ from assembled_cases import needs_code
 from compiled_cases import double, matrices, needs_compiler
 
 import neural_expm
-from neural_expm import functions
-from neural_expm.kernels import assembled
+from neural_expm import functions, shortcut
+from neural_expm.kernels import assembled, native
+from neural_expm.kernels.calling import BOUND
 
 pytestmark = needs_compiler
 CASES = [((3, 3), torch.float32), ((7, 3, 3), torch.float32), ((2, 2, 5, 5), torch.complex128)]
@@ -146,6 +147,53 @@ def test_lazily_zero_tensors_have_no_memory_to_read(routed):
     zero = torch._efficientzerotensor((4, 3, 3))
     assert torch.equal(torch.autograd.grad(neural_expm.expm(A), A, zero)[0], torch.zeros(4, 3, 3))
     assert torch.equal(neural_expm.expm(zero), torch.eye(3).expand(4, 3, 3))
+
+
+def test_what_is_bound_is_forgotten_with_the_kernels_and_never_grows_beyond_its_limit(routed, monkeypatch):
+    monkeypatch.setattr(shortcut, "SHAPES", 3)
+    for count in range(1, 8):
+        A = example(torch.Size((count, 3, 3)), torch.float32)
+        for _ in range(2):
+            neural_expm.expm(A)
+        assert (A.shape, A.dtype) in BOUND
+        assert len(BOUND) <= 3
+    assert not routed
+    assembled.forget()
+    assert not BOUND
+
+
+def test_a_kernel_that_has_just_been_compiled_takes_over(ready, monkeypatch):
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "1")
+    monkeypatch.setenv("NEURAL_EXPM_ASSEMBLE", "1")
+    assembled.forget()
+    A = example(torch.Size((7, 3, 3)), torch.float32)
+    for _ in range(3):
+        neural_expm.expm(A)
+    assert "compiled" in BOUND[A.shape, A.dtype].value.__module__
+
+
+def test_nothing_is_bound_while_another_kernel_may_come(routed, monkeypatch):
+    monkeypatch.setattr(native.compiled, "settled", lambda *_: False)
+    A = example(torch.Size((3, 3)), torch.float32)
+    BOUND.clear()
+    torch.testing.assert_close(
+        neural_expm.expm(A), torch.linalg.matrix_exp(A.double()).float(), rtol=1e-5, atol=1e-4
+    )
+    assert not BOUND
+    assert not routed
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_cotangents_however_they_lie(routed, shape, dtype):
+    A, G = example(torch.Size(shape), dtype), example(torch.Size(shape), dtype).flip(-1)
+    lying = [G.mT.contiguous().mT, G[..., :1].expand_as(G), torch.stack([G, G], -1)[..., 1]]
+    if dtype.is_complex:
+        lying += [G.conj(), G.mT.contiguous().mH.mT.resolve_conj()]
+    for E in lying:
+        got = derivatives(neural_expm.expm, A, E)[0]
+        expected = derivatives(torch.linalg.matrix_exp, double(A), double(E))[0].to(dtype)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+    assert not routed
 
 
 def test_a_loaded_network_is_a_copy(routed):

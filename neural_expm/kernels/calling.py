@@ -24,6 +24,9 @@ FIELDS = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 # Relative error that the check of a fresh kernel allows: a few hundred roundings.
 CHECK = {torch.float32: 1e-4, torch.float64: 1e-12}
 
+# What a caller in a hurry has bound of kernels, by keys of its own; forgotten with them.
+BOUND: dict[Any, Any] = {}
+
 # A child after a fork has none of the threads that OpenMP keeps, and would wait for them for ever.
 _forked = False
 
@@ -39,7 +42,11 @@ if hasattr(os, "register_at_fork"):
 
 def threads_for(work: int) -> int:
     """How many threads so many multiply-adds are worth."""
-    return 1 if _forked else max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
+    return (
+        1
+        if work < 2 * WORK_PER_THREAD or _forked
+        else max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
+    )
 
 
 def share(count: int, grain: int, most: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:
@@ -162,8 +169,11 @@ class Library:
         parts = self.parts
         return Source(A.data_ptr(), matrix * parts, row * parts, column * parts, A.is_conj())
 
+    def _work(self, count: int, products: int) -> int:
+        return count * products * self.n**3 * self.parts**2
+
     def _threads(self, count: int, products: int) -> int:
-        return threads_for(count * products * self.n**3 * self.parts**2)
+        return threads_for(self._work(count, products))
 
 
 def checked(status: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,13 @@ class Rungs:
         return len(self.networks)
 
 
+# Of a contiguous A, shape (*, n, n), and the address of a uint8 for the rung of each matrix, 0 where nobody wants them:
+# exp(A), or None where a matrix may be outside.
+BoundValue = Callable[[Tensor, int], "Tensor | None"]
+# Of A, contiguous or the transpose of what is, a contiguous E of its shape, and the address of the rungs: L(A, E).
+BoundFrechet = Callable[[Tensor, Tensor, int], Tensor]
+
+
 class ExponentialKernel:
     """exp and its Fréchet derivative for one n and dtype."""
 
@@ -79,12 +87,8 @@ class ExponentialKernel:
         """
 
     @abstractmethod
-    def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
-        """Exp of contiguous A, shape (batch, n, n); None where a matrix may be outside.
-
-        Args:
-            level: becomes the rung of each matrix, (batch) uint8.
-        """
+    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
+        """For so many matrices that follow each other, with all bound that is the same in each call."""
 
     @abstractmethod
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:

@@ -26,11 +26,16 @@ def find(A: Tensor, kind: str) -> Any:
 
 
 def ready(A: Tensor, kind: str) -> Any:
-    """As :func:`find` for readable A on the CPU, with fewer questions; counts only where it finds one."""
+    """As :func:`find`, but counts only where it finds one: of a caller who asks again otherwise."""
     kernel = _preferred(A, kind) or compiled.ready(kind, A.shape[-1], A.dtype)
     if kernel is None and (kernel := assembled.find(A, kind)) is not None:
         compiled.find(A, kind)
     return kernel
+
+
+def settled(A: Tensor, kind: str) -> bool:
+    """Whether one kernel answers for all such batches from now on."""
+    return _preferred(A, kind) is not None or compiled.settled(kind, A.shape[-1], A.dtype)
 
 
 def _preferred(A: Tensor, kind: str) -> Any:

@@ -14,7 +14,7 @@ from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
-from ..kernels.exponential_kernel import Rungs
+from ..kernels.exponential_kernel import ExponentialKernel, Rungs
 from ..kernels.precision import HALF, full_precision
 from ..kernels.results import empty_result
 from ..kernels.rules import LadderRules
@@ -132,11 +132,6 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         plan.squares = None
         return out, plan
 
-    @staticmethod
-    def at_once(A: Tensor) -> Any:
-        """The kernel that computes exp(A) without a plan, if one is ready: A (batch, n, n), readable, on the CPU."""
-        return native.ready(A, "expm")
-
     def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self.rungs(A.dtype.to_real()), trust, out)
         reason = reasons(A, levels, self.ladder) if outside else None
@@ -159,6 +154,15 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         return TieredPlan(
             None, levels, self.ladder, count, device, reason, kernel="triton", tiers=tiers, got=tuple(got)
         )
+
+    @staticmethod
+    def kernel(A: Tensor) -> ExponentialKernel | None:
+        """The native kernel that is ready for A, shape (batch, n, n), readable, on the CPU."""
+        return cast("ExponentialKernel | None", native.ready(A, "expm"))
+
+    def settled(self, A: Tensor) -> bool:
+        """Whether :meth:`kernel` and :meth:`rungs` are the same for all such batches from now on."""
+        return self.shared and native.settled(A, "expm")
 
     def rungs(self, dtype: torch.dtype) -> Rungs:
         """The ladder for the native kernels, in a real dtype; made anew after weights were loaded."""

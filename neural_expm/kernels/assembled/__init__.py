@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calling import readable
+from ..calling import BOUND, readable
 from .composition import RootKernel, SignKernel
 from .exponential import Kernel
 from .kernel import AssembledKernel
@@ -85,3 +85,4 @@ def forget() -> None:
     global _failure
     _kernels.clear()
     _failure = ""
+    BOUND.clear()

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from ...domain import norm_bound
 from ..calling import CPU
-from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs
+from ..exponential_kernel import (
+    FRECHET_PRODUCTS,
+    VALUE_PRODUCTS,
+    BoundFrechet,
+    BoundValue,
+    ExponentialKernel,
+    Rungs,
+)
 from .exponential_code import Program
 from .job import Job
 from .kernel import AssembledKernel, by_rows
@@ -47,10 +54,29 @@ class Kernel(ExponentialKernel, AssembledKernel):
                 out[reached] = found
         return not bool(inside.all())
 
-    def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
-        """As :meth:`ExponentialKernel.value_at_once`."""
-        out = torch.empty_like(A)
-        return None if self._run(A, None, rungs, False, level, out) else out
+    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
+        """As :meth:`ExponentialKernel.bound`."""
+        program, function = self._program(Program, "code")
+        like = self._job(program, rungs, False)
+        like.matrices_step = like.directions_step = program.matrix_bytes
+        work, workspace = self._work(program, VALUE_PRODUCTS), program.workspace(rungs.deepest)
+
+        def value(A: Tensor, levels: int, kept: object = rungs) -> Tensor | None:
+            job, out = Job.from_buffer_copy(like), torch.empty_like(A)
+            job.matrices, job.levels, job.out = A.data_ptr(), levels, out.data_ptr()
+            self._share(function, job, count, work, workspace)
+            return None if job.outside else out
+
+        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
+            job, out = Job.from_buffer_copy(like), torch.empty_like(E)
+            program, function = self._program(Program, "code", 2, not A.is_contiguous(), A.is_conj())
+            job.matrices, job.directions = A.data_ptr(), E.data_ptr()
+            job.levels, job.out = levels, out.data_ptr()
+            work, workspace = self._work(program, FRECHET_PRODUCTS), program.workspace(rungs.deepest)
+            self._share(function, job, count, work, workspace)
+            return out
+
+        return value, frechet
 
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
         """As :meth:`ExponentialKernel.frechet`."""
@@ -60,27 +86,32 @@ class Kernel(ExponentialKernel, AssembledKernel):
         self, A: Tensor, E: Tensor | None, rungs: Rungs, trust: bool, level: Tensor | None, out: Tensor | None
     ) -> bool:
         """Call the code; whether it found a matrix that no rung serves."""
-        n, count = self.n, A.shape[0]
-        transposed = A.stride()[1:] == (1, n)
+        transposed = A.stride()[1:] == (1, self.n)
         A = A if transposed else by_rows(A)
         members, products = (1, VALUE_PRODUCTS) if E is None else (2, FRECHET_PRODUCTS)
         program, function = self._program(Program, "code", members, transposed, A.is_conj())
+        job = self._job(program, rungs, trust)
+        job.levels = 0 if level is None else level.data_ptr()
+        job.out = 0 if out is None else out.data_ptr()
+        if E is not None:
+            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()
+        work = self._work(program, products)
+        self._call(function, job, A, A.shape[0], work, program.workspace(rungs.deepest))
+        return job.outside != 0
+
+    def _job(self, program: Program, rungs: Rungs, trust: bool) -> Job:
         tables, number = self._tables(rungs), len(rungs)
-        job = Job(
+        return Job(
             radii=tables.radii,
             networks=tables.networks,
             rungs=number,
             reached=number - trust,
             least=rungs.derivative_level,
-            levels=0 if level is None else level.data_ptr(),
-            out=0 if out is None else out.data_ptr(),
             out_step=program.matrix_bytes,
         )
-        if E is not None:
-            job.directions, job.directions_step = E.data_ptr(), E.stride(0) * E.element_size()
-        work = products * n**3 * program.shape.parts**2
-        self._call(function, job, A, count, work, program.workspace(rungs.deepest))
-        return job.outside != 0
+
+    def _work(self, program: Program, products: int) -> int:
+        return products * self.n**3 * program.shape.parts**2
 
     def _tables(self, rungs: Rungs) -> _Tables:
         key = "assembled", self.lanes

@@ -67,14 +67,18 @@ class AssembledKernel:
         return torch.empty(kinds, places, dtype=self.dtype.to_real(), device=CPU)
 
     def _call(self, function: Function, job: Job, A: Tensor, count: int, work: int, workspace: int) -> None:
-        """Share ``count`` matrices of A, of so many multiply-adds and bytes of workspace each, among threads."""
+        """Work on ``count`` matrices of A, of so many multiply-adds each, with so many bytes for each thread."""
+        job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
+        self._share(function, job, count, work, workspace)
+
+    def _share(self, function: Function, job: Job, count: int, work: int, workspace: int) -> None:
+        """The same of matrices that the job names, among threads."""
         parts, begins, threads = 1, None, threads_for(count * work)
         if threads > 1:
             parts, begins = share(count, self.lanes, PARTS * threads)
             threads = min(threads, parts)
         job.parts, job.end = parts, count
         job.begins = ctypes.addressof(begins) if begins else ctypes.addressof(job) + Job.first.offset
-        job.matrices, job.matrices_step = A.data_ptr(), A.stride(0) * A.element_size()
         job.workspace, job.workspace_step = _workspace.address(workspace * threads), workspace
         held = _workspace.memory  # whatever else this thread is interrupted for
         parallel(function, job, threads)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calling import CHECK, Library, aside, readable
+from ..calling import BOUND, CHECK, Library, aside, readable
 from . import toolchain
 from .composition import RootKernel, SignKernel
 from .exponential import Kernel
 
-__all__ = ["KINDS", "Kernel", "find", "forget", "readable", "ready", "state"]
+__all__ = ["KINDS", "Kernel", "find", "forget", "readable", "ready", "settled", "state"]
 
 log = logging.getLogger("neural_expm")
 
@@ -83,6 +83,12 @@ def ready(kind: str, n: int, dtype: torch.dtype) -> Any:
     """The kernel for readable tensors on the CPU if one is there already, else None."""
     shape = _shapes.get((kind, n, dtype))
     return None if shape is None else shape.kernel
+
+
+def settled(kind: str, n: int, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for such batches, or will be none."""
+    shape = _shapes.get((kind, n, dtype))
+    return shape is not None and shape.state in ("ready", "failed", "off")
 
 
 def _consider(shape: _Shape, key: Key, matrices: int) -> Library | None:
@@ -185,6 +191,7 @@ def forget() -> None:
     with _lock:
         _shapes.clear()
         _failure = ""
+    BOUND.clear()
 
 
 def _after_fork() -> None:

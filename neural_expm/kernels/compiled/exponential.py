@@ -7,8 +7,16 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..calling import CPU, Library, Source, checked
-from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, ExponentialKernel, Rungs, worth_sorting
+from ..calling import CPU, Library, checked, threads_for
+from ..exponential_kernel import (
+    FRECHET_PRODUCTS,
+    VALUE_PRODUCTS,
+    BoundFrechet,
+    BoundValue,
+    ExponentialKernel,
+    Rungs,
+    worth_sorting,
+)
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
@@ -73,6 +81,13 @@ class Kernel(ExponentialKernel, Library):
         super().__init__(library, n, dtype)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._value.argtypes = (pointer, integer, pointer, integer, pointer, pointer, integer)
+        self._packed_value = library.neural_expm_packed_value
+        self._packed_value.argtypes = (pointer, integer, pointer, pointer, pointer, integer)
+        self._packed_frechet = library.neural_expm_packed_frechet
+        self._packed_frechet.argtypes = (
+            *(pointer, pointer, integer, integer),
+            *self._packed_value.argtypes[2:],
+        )
         self._frechet.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, integer)
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
@@ -90,20 +105,26 @@ class Kernel(ExponentialKernel, Library):
         )
         return level, checked(status)
 
-    def value_at_once(self, A: Tensor, rungs: Rungs, level: Tensor | None = None) -> Tensor | None:
-        """As :meth:`ExponentialKernel.value_at_once`."""
-        n, parts = self.n, self.parts
-        row, out, count = n * parts, torch.empty_like(A), A.shape[0]
-        status = self._value(
-            ctypes.byref(Source(A.data_ptr(), n * row, row, parts, 0)),
-            count,
-            ctypes.byref(_ladder(rungs)),
-            0,
-            None if level is None else level.data_ptr(),
-            out.data_ptr(),
-            self._threads(count, VALUE_PRODUCTS),
-        )
-        return None if checked(status) else out
+    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
+        """As :meth:`ExponentialKernel.bound`."""
+        value_of, frechet_of = self._packed_value, self._packed_frechet
+        ladder = _ladder(rungs)
+        where = ctypes.addressof(ladder)
+        work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
+
+        def value(A: Tensor, levels: int, kept: object = ladder) -> Tensor | None:
+            out = torch.empty_like(A)
+            status = value_of(A.data_ptr(), count, where, levels, out.data_ptr(), threads_for(work))
+            return None if status and checked(status) else out
+
+        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = ladder) -> Tensor:
+            out = torch.empty_like(E)
+            how = (not A.is_contiguous()) + 2 * A.is_conj()
+            data = A.data_ptr(), E.data_ptr(), how, count
+            checked(frechet_of(*data, where, levels, out.data_ptr(), threads_for(more)))
+            return out
+
+        return value, frechet
 
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
         """As :meth:`ExponentialKernel.frechet`."""

@@ -132,3 +132,27 @@ real careful_norm(const Source& A, int64_t at) {
 }
 
 }  // namespace
+
+extern "C" {
+
+int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int64_t trust, uint8_t* level, real* out,
+                      int64_t threads);
+int neural_expm_frechet(const Source* A, const Source* E, int64_t count, const Ladder* ladder, const uint8_t* level,
+                        real* out, int64_t threads);
+
+// The same of matrices that follow each other, without trust: a caller in a hurry has less to say.
+int neural_expm_packed_value(const real* A, int64_t count, const Ladder* ladder, uint8_t* level, real* out,
+                             int64_t threads) {
+  const Source source = {A, REALS, N * PARTS, PARTS, 0};
+  return neural_expm_value(&source, count, ladder, 0, level, out, threads);
+}
+
+// How A lies: 1 transposed, 2 conjugate, 3 both.
+int neural_expm_packed_frechet(const real* A, const real* E, int64_t how, int64_t count, const Ladder* ladder,
+                               const uint8_t* level, real* out, int64_t threads) {
+  const bool transposed = how & 1;
+  const Source point = {A, REALS, (transposed ? 1 : N) * PARTS, (transposed ? N : 1) * PARTS, how >> 1};
+  const Source direction = {E, REALS, N * PARTS, PARTS, 0};
+  return neural_expm_frechet(&point, &direction, count, ladder, level, out, threads);
+}
+}
