@@ -184,6 +184,21 @@ def test_nothing_is_bound_while_another_kernel_may_come(routed, monkeypatch):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_weights_loaded_elsewhere_leave_what_is_bound_alone(kernel, routed, shape, dtype):
+    A = 4 * example(torch.Size(shape), dtype)
+    for _ in range(2):
+        value, *derivative = derivatives(neural_expm.expm, A, A)
+    for name in ("expm-equivariant-float32", "expm-equivariant-float64"):
+        neural_expm.load(name).load_state_dict(neural_expm.load(name).state_dict())
+    neural_expm.expm(A, return_report=True)  # makes the rungs anew
+    noise = [torch.full((k,), torch.nan, dtype=torch.float64) for k in range(1, 60) for _ in range(20)]
+    again, *after = derivatives(neural_expm.expm, A, A)
+    assert torch.equal(again, value)
+    torch.testing.assert_close(after, derivative, rtol=1e-6, atol=1e-3)
+    assert noise
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_cotangents_however_they_lie(routed, shape, dtype):
     A, G = example(torch.Size(shape), dtype), example(torch.Size(shape), dtype).flip(-1)
     lying = [G.mT.contiguous().mT, G[..., :1].expand_as(G), torch.stack([G, G], -1)[..., 1]]

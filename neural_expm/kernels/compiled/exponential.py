@@ -108,16 +108,15 @@ class Kernel(ExponentialKernel, Library):
     def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
         """As :meth:`ExponentialKernel.bound`."""
         value_of, frechet_of = self._packed_value, self._packed_frechet
-        ladder = _ladder(rungs)
-        where = ctypes.addressof(ladder)
+        where = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
 
-        def value(A: Tensor, levels: int, kept: object = ladder) -> Tensor | None:
+        def value(A: Tensor, levels: int, kept: object = rungs) -> Tensor | None:
             out = torch.empty_like(A)
             status = value_of(A.data_ptr(), count, where, levels, out.data_ptr(), threads_for(work))
             return None if status and checked(status) else out
 
-        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = ladder) -> Tensor:
+        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
             out = torch.empty_like(E)
             how = (not A.is_contiguous()) + 2 * A.is_conj()
             data = A.data_ptr(), E.data_ptr(), how, count

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -205,11 +206,30 @@ extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads,
 extern "C" int omp_get_thread_num() __attribute__((weak));
 extern "C" int omp_get_num_threads() __attribute__((weak));
 
-extern "C" void GOMP_barrier() __attribute__((weak));
-
 // Rows of a matrix.
 struct Band {
   int first, last;
+};
+
+// Where the threads of a team wait for each other, without a word to the system, which takes longer than the wait.
+struct Meeting {
+  alignas(64) std::atomic<int> here{0};
+  alignas(64) std::atomic<int> round{0};
+
+  void wait_for(int size) {
+    const int now = round.load(std::memory_order_relaxed);
+    if (here.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      here.store(0, std::memory_order_relaxed);
+      round.store(now + 1, std::memory_order_release);
+      return;
+    }
+    for (int looks = 0; round.load(std::memory_order_acquire) == now; ++looks) {
+      if (looks > 10000) std::this_thread::yield();  // the other has lost its processor
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+  }
 };
 
 // The threads that compute a matrix together, as one of them sees it: one by itself, or one of several.
@@ -217,31 +237,22 @@ struct Alone {
   static constexpr bool ALONE = true;
   static constexpr int index = 0, size = 1;
   void meet() const {}  // wait until all are here
-  template <int COUNT>
-  void add(real (&)[COUNT]) const {}  // sums over the team; meets
 };
 struct Member {
   static constexpr bool ALONE = false;
-  static constexpr int MOST = 8, SUMS = 2;  // more would wait for each other
+  static constexpr int MOST = 8;  // more would wait for each other
   int index, size;
-  real (*shared)[SUMS];
-  void meet() const { GOMP_barrier(); }
-  template <int COUNT>
-  void add(real (&sums)[COUNT]) const {
-    std::copy(sums, sums + COUNT, shared[index]);
-    meet();
-    std::fill(sums, sums + COUNT, real(0));
-    for (int i = 0; i < size; ++i)
-      for (int s = 0; s < COUNT; ++s) sums[s] += shared[i][s];
-  }
+  int64_t apart = 0;  // nums from the stream of one of them to that of the next
+  Meeting* meeting = nullptr;
+  void meet() const { meeting->wait_for(size); }
 };
 
 // body(member) in each of a team of threads; false where there are none that could wait for each other.
 template <class Body>
-bool as_team(int64_t threads, const Body& body) {
-  if (!(GOMP_parallel && GOMP_barrier && omp_get_thread_num && omp_get_num_threads)) return false;
-  real shared[Member::MOST][Member::SUMS];
-  const auto work = [&] { body(Member{omp_get_thread_num(), omp_get_num_threads(), shared}); };
+bool as_team(int64_t threads, int64_t apart, const Body& body) {
+  if (!(GOMP_parallel && omp_get_thread_num && omp_get_num_threads)) return false;
+  Meeting meeting;
+  const auto work = [&] { body(Member{omp_get_thread_num(), omp_get_num_threads(), apart, &meeting}); };
   using Work = decltype(work);
   GOMP_parallel([](void* data) { (*static_cast<Work*>(data))(); }, const_cast<void*>(static_cast<const void*>(&work)),
                 unsigned(std::min<int64_t>(threads, Member::MOST)), 0);

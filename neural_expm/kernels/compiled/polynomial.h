@@ -38,16 +38,33 @@ inline void combine(const num* tokens, int length, int tokens_in, const real* w,
   if (at < last) combine_block<OUT, 1>(tokens, length, tokens_in, w, out, at);
 }
 
-// The same of a thread's band of matrices, or of matrices and their derivatives.
-template <class Layout, int MEMBERS, int OUT, class Team>
+// One sum, of a thread's band of matrices, or of matrices and their derivatives.
+template <class Layout, int MEMBERS, class Team>
 inline void combine(const Team& team, const num* tokens, int tokens_in, const real* w, num* out) {
   constexpr int LENGTH = MEMBERS * Layout::TOKEN;
   if constexpr (Team::ALONE) {
-    combine<OUT>(tokens, LENGTH, tokens_in, w, out, 0, LENGTH);
+    combine<1>(tokens, LENGTH, tokens_in, w, out, 0, LENGTH);
   } else {
     const Band band = Layout::band(team);
     for (int start = 0; start < LENGTH; start += Layout::TOKEN)
-      combine<OUT>(tokens, LENGTH, tokens_in, w, out, start + band.first * Layout::STRIDE, start + band.last * Layout::STRIDE);
+      combine<1>(tokens, LENGTH, tokens_in, w, out, start + band.first * Layout::STRIDE, start + band.last * Layout::STRIDE);
+  }
+}
+
+// Once all threads of a team have computed their bands of a token, those of the others, each from where that one has it.
+template <class Layout, int MEMBERS, class Team>
+inline void gather(const Team& team, num* token) {
+  if constexpr (!Team::ALONE) {
+    team.meet();
+    for (int i = 0; i < team.size; ++i) {
+      if (i == team.index) continue;
+      const Band band = Layout::band(Team{i, team.size});
+      const num* from = token + (i - team.index) * team.apart;
+      for (int start = 0; start < MEMBERS * Layout::TOKEN; start += Layout::TOKEN) {
+        const int first = start + band.first * Layout::STRIDE, last = start + band.last * Layout::STRIDE;
+        std::memcpy(token + first, from + first, (last - first) * sizeof(num));
+      }
+    }
   }
 }
 
@@ -71,28 +88,36 @@ struct Ladder {
 // p(A/2^s)^(2^s) from the token A/2^s at the head of the stream (and the one of (A/2^s)² behind it, where it is known);
 // of a matrix, or of a matrix and its derivative (MEMBERS = 2).  Returns where the result lies.
 //
-// Each thread of a team computes its band of every token and of the result: of the factors of a product it needs its band
-// of the first and all of the second.
+// Each thread of a team has a stream of its own.  Of a product it computes its band, for which it needs its band of the
+// first factor and all of the second: so it fetches the rest of each token once, in one piece, and combines it itself.
 template <class Layout, int MEMBERS, class Team>
 inline num* evaluate(const Network& net, num* stream, bool square_known, const Team& team) {
   constexpr int LENGTH = MEMBERS * Layout::TOKEN;
   const Band band = Layout::band(team);
   const int m = int(net.products);
   num* pair = stream + int64_t(m + 1) * LENGTH;
-  if (!square_known) Layout::template product<MEMBERS>(stream, stream, stream + LENGTH, band);
+  if (!square_known) {
+    Layout::template product<MEMBERS>(stream, stream, stream + LENGTH, band);
+    gather<Layout, MEMBERS>(team, stream + LENGTH);
+  }
   const real* w = net.weights;
   for (int h = 2; h <= m; ++h) {
-    combine<Layout, MEMBERS, 2>(team, stream, h, w, pair);
-    team.meet();
-    Layout::template product<MEMBERS>(pair, pair + LENGTH, stream + h * LENGTH, band);
-    team.meet();  // before the next head writes over values that another thread still reads
+    if constexpr (Team::ALONE) {
+      combine<2>(stream, LENGTH, h, w, pair, 0, LENGTH);
+    } else {
+      combine<Layout, MEMBERS>(team, stream, h, w, pair);
+      combine<1>(stream, LENGTH, h, w + h, pair + LENGTH, 0, LENGTH);
+    }
+    num* token = stream + h * LENGTH;
+    Layout::template product<MEMBERS>(pair, pair + LENGTH, token, band);
+    if (h < m) gather<Layout, MEMBERS>(team, token);
     w += 2 * h;
   }
-  combine<Layout, MEMBERS, 1>(team, stream, m + 1, w, pair);
+  combine<Layout, MEMBERS>(team, stream, m + 1, w, pair);
   Layout::add_identity(pair, real(net.identity), band);
   num *now = pair, *spare = pair + LENGTH;
   for (int s = 0; s < net.squarings; ++s) {
-    team.meet();
+    gather<Layout, MEMBERS>(team, now);
     Layout::template product<MEMBERS>(now, now, spare, band);
     std::swap(now, spare);
   }

@@ -78,15 +78,10 @@ struct Rows {
 
   static constexpr int LAST = N - (P - 1) * W;  // entries in the last register of a row
 
-  // A thread's band of the matrix, or all of it by the first thread where bands would cut through what is read at once.
-  template <class Team>
-  static void load(const Source& A, int64_t at, real weight, num* X, const Team& team) {
-    const bool by_rows = A.column == PARTS;
-    const Band band = by_rows ? Rows::band(team) : Band{0, team.index ? 0 : N};
-    if (band.first == band.last) return;
+  static void load(const Source& A, int64_t at, real weight, num* X) {
     const real* matrix = A.data + at * A.matrix;
-    if (by_rows)
-      for (int i = band.first; i < band.last; ++i) {
+    if (A.column == PARTS)
+      for (int i = 0; i < N; ++i) {
         for (int b = 0; b < P - 1; ++b) X[i * P + b] = read<W>(matrix + i * A.row + b * W * PARTS);
         X[i * P + P - 1] = read<LAST>(matrix + i * A.row + (P - 1) * W * PARTS);
       }
@@ -98,10 +93,10 @@ struct Rows {
         for (int j = 0; j < N; ++j)
           for (int p = 0; p < PARTS; ++p) part(X, i, j, p) = matrix[i * A.row + j * A.column + p];
       }
-    if (weight != 1) scale(X, weight, band);
+    if (weight != 1) scale(X, weight);
 #if COMPLEX
     if (A.conjugate)
-      for (int e = band.first * P; e < band.last * P; ++e) X[e].im = -X[e].im;
+      for (int e = 0; e < TOKEN; ++e) X[e].im = -X[e].im;
 #endif
   }
 
@@ -184,14 +179,14 @@ struct Rows {
   static void turn(num* x) { transpose(x); }
 #endif
 
-  static void scale(num* X, real weight, Band band) {
-    for (int e = band.first * P; e < band.last * P; ++e) X[e] = scaled(X[e], weight);
+  static void scale(num* X, real weight) {
+    for (int e = 0; e < TOKEN; ++e) X[e] = scaled(X[e], weight);
   }
 
   // Sum of squared moduli.
-  static real squares(const num* X, Band band) {
+  static real squares(const num* X) {
     vec sum[4] = {};
-    for (int e = band.first * P; e < band.last * P; ++e) sum[e % 4] += squared(X[e]);
+    for (int e = 0; e < TOKEN; ++e) sum[e % 4] += squared(X[e]);
     const vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     real total = 0;
     for (int l = 0; l < W; ++l) total += all[l];
@@ -215,22 +210,21 @@ inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust,
   num* square = stream + Rows::TOKEN;
   const int rungs = int(ladder.rungs);
   const Band band = Rows::band(team);
-  Rows::load(A, at, 1, stream, team);
-  team.meet();
+  Rows::load(A, at, 1, stream);
   Rows::product<1>(stream, stream, square, band);
-  real squares[2] = {Rows::squares(stream, band), Rows::squares(square, band)};
-  team.add(squares);
-  real norm = std::sqrt(squares[0]);
+  real norm = std::sqrt(Rows::squares(stream));
   if (!(norm <= ladder.radii[rungs - 1])) norm = careful_norm(A, at);  // or squares are out of range
-  int rung = first_rung(ladder, norm, std::sqrt(std::sqrt(squares[1])));
+  gather<Rows, 1>(team, square);
+  int rung = first_rung(ladder, norm, std::sqrt(std::sqrt(Rows::squares(square))));
   if (trust) rung = std::min(rung, rungs - 1);
   if (level && team.index == 0) level[at] = uint8_t(rung);
   if (!out || rung == rungs) return rung < rungs;
   const Network& net = ladder.nets[rung];
   if (net.squarings) {
     const real scale = scale_of(net);
-    Rows::scale(stream, scale, band);
-    Rows::scale(square, scale * scale, band);
+    team.meet();  // another may still fetch the square
+    Rows::scale(stream, scale);
+    Rows::scale(square, scale * scale);
   }
   Rows::store(evaluate<Rows, 1>(net, stream, true, team), at, out, band);
   return true;
@@ -239,29 +233,28 @@ inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust,
 template <class Team>
 inline void frechet(const Source& A, const Source& E, int64_t at, const Network& net, num* stream, real* out,
                     const Team& team) {
-  Rows::load(A, at, scale_of(net), stream, team);
-  Rows::load(E, at, scale_of(net), stream + Rows::TOKEN, team);
-  team.meet();
+  Rows::load(A, at, scale_of(net), stream);
+  Rows::load(E, at, scale_of(net), stream + Rows::TOKEN);
   Rows::store(evaluate<Rows, 2>(net, stream, false, team), at, out, Rows::band(team));
 }
 
-// From this n on threads share a matrix where there are fewer matrices than threads.  Below, fetching what another thread
-// has just written (some 9 GB/s) takes longer than computing it.
-constexpr int shared_from(int members) { return (members == 1 ? 112 : 96) / PARTS; }
+// From this n on threads share a matrix where there are fewer matrices than threads.  Below, waiting for another thread and
+// fetching what it has just written (some 9 GB/s) takes longer than computing it.
+constexpr int shared_from(int members) { return (members == 1 ? 80 : 64) / PARTS; }
 
-// body(first, last, workspace, team) for parts of the batch, or for all of it in every thread of a team; the largest of its
+// body(first, last, stream, team) for parts of the batch, or for all of it in every thread of a team; the largest of its
 // results, negative where memory ran out.
 template <int MEMBERS, class Body>
 int in_rows(int64_t count, int64_t threads, const Ladder& ladder, const Body& body) noexcept {
   const int64_t nums = room<Rows>(ladder, MEMBERS);
   if (N >= shared_from(MEMBERS) && count < threads) try {
-    const Workspace workspace(nums);
+    const Workspace workspace(nums * std::min<int64_t>(threads, Member::MOST));
     int result = 0;
     const auto shared = [&](const Member& member) {
-      const int own = body(0, count, workspace.get(), member);
+      const int own = body(0, count, workspace.get() + member.index * nums, member);
       if (member.index == 0) result = own;
     };
-    if (as_team(threads, shared)) return result;
+    if (as_team(threads, nums, shared)) return result;
   } catch (...) {
     return -1;
   }
@@ -282,7 +275,7 @@ int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int6
   return in_rows<1>(count, threads, *ladder, [&](int64_t first, int64_t last, num* stream, const auto& team) {
     bool outside = false;
     for (int64_t at = first; at < last; ++at) {
-      if (at > first) team.meet();  // whose band of the one before is not yet stored
+      if (at > first) team.meet();  // another may still fetch what is written over now
       outside |= !value(*A, at, *ladder, trust, level, stream, out, team);
     }
     return int(outside);
