@@ -54,11 +54,11 @@ def test_processors_with_narrower_registers(fresh, tmp_path, flag, n):
 
 @needs_compiler
 def test_threads_share_a_large_matrix(ready):
-    """They meet after every product; a product does not depend on how many they are."""
-    A = matrices(1, *SHARED)[0].requires_grad_()
+    """They fetch from each other after every product; a product does not depend on how many they are."""
+    A = matrices(2, *SHARED).requires_grad_()
     threads, found = torch.get_num_threads(), []
     try:
-        for number in (1, 2, 3):
+        for number in (1, 2, 3, *[3] * 20):  # nor on who comes first
             torch.set_num_threads(number)
             value = neural_expm.expm(A * 3)
             found.append((value, *torch.autograd.grad(value.abs().sum(), A)))

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..calling import CPU, Library, checked, threads_for
+from ..calling import CPU, WORK_PER_THREAD, Library, checked, threads_for
 from ..exponential_kernel import (
     FRECHET_PRODUCTS,
     VALUE_PRODUCTS,
@@ -42,6 +42,15 @@ class _Ladder(ctypes.Structure):
         ("rungs", ctypes.c_int64),
         ("least", ctypes.c_int64),
         ("networks", ctypes.POINTER(Network)),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        ("ladder", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("how", ctypes.c_int64),
     )
 
 
@@ -82,12 +91,9 @@ class Kernel(ExponentialKernel, Library):
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         self._value.argtypes = (pointer, integer, pointer, integer, pointer, pointer, integer)
         self._packed_value = library.neural_expm_packed_value
-        self._packed_value.argtypes = (pointer, integer, pointer, pointer, pointer, integer)
+        self._packed_value.argtypes = (pointer, pointer, pointer, pointer)
         self._packed_frechet = library.neural_expm_packed_frechet
-        self._packed_frechet.argtypes = (
-            *(pointer, pointer, integer, integer),
-            *self._packed_value.argtypes[2:],
-        )
+        self._packed_frechet.argtypes = (pointer, *self._packed_value.argtypes)
         self._frechet.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, integer)
 
     def value(self, A: Tensor, rungs: Rungs, trust: bool, out: Tensor | None) -> tuple[Tensor, bool]:
@@ -108,19 +114,25 @@ class Kernel(ExponentialKernel, Library):
     def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
         """As :meth:`ExponentialKernel.bound`."""
         value_of, frechet_of = self._packed_value, self._packed_frechet
-        where = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
+        ladder = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
+        alone = _Batch(ladder, count, 1, 0)
+        alone_at = ctypes.addressof(alone) if work < 2 * WORK_PER_THREAD else 0
 
-        def value(A: Tensor, levels: int, kept: object = rungs) -> Tensor | None:
+        def value(A: Tensor, levels: int, kept: object = (rungs, alone)) -> Tensor | None:
             out = torch.empty_like(A)
-            status = value_of(A.data_ptr(), count, where, levels, out.data_ptr(), threads_for(work))
+            if alone_at:
+                status = value_of(A.data_ptr(), levels, out.data_ptr(), alone_at)
+            else:
+                batch = _Batch(ladder, count, threads_for(work), 0)
+                status = value_of(A.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))
             return None if status and checked(status) else out
 
         def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
-            out = torch.empty_like(E)
-            how = (not A.is_contiguous()) + 2 * A.is_conj()
-            data = A.data_ptr(), E.data_ptr(), how, count
-            checked(frechet_of(*data, where, levels, out.data_ptr(), threads_for(more)))
+            out, how = torch.empty_like(E), (not A.is_contiguous()) + 2 * A.is_conj()
+            batch = _Batch(ladder, count, threads_for(more), how)
+            status = frechet_of(A.data_ptr(), E.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))
+            checked(status)
             return out
 
         return value, frechet

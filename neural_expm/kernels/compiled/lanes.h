@@ -308,6 +308,7 @@ class Workspace {
 // thrown across the face of a library.
 template <int GRAIN = W, class Body>
 int guarded(int64_t count, int64_t threads, const Body& body) noexcept try {
+  if (threads <= 1) return count ? body(0, count) : 0;
   std::vector<int> results(std::max<int64_t>(threads, 1), 0);
   in_threads<GRAIN>(count, threads, [&](int64_t part, int64_t first, int64_t last) {
     try {
