@@ -72,8 +72,15 @@ struct Rows {
     return reinterpret_cast<real*>(X + i * P + j / W)[p * W + j % W];
   }
 
+  // In whole registers: who reads one of which a part has just been written waits for memory.
   static void add_identity(num* X, real weight, Band band) {
-    for (int i = band.first; i < band.last; ++i) part(X, i, i, 0) += weight;
+    real around[2 * W - 1] = {};
+    around[W - 1] = weight;
+    for (int i = band.first; i < band.last; ++i) {
+      vec unit;
+      std::memcpy(&unit, around + W - 1 - i % W, sizeof unit);
+      add_real(X[i * P + i / W], unit);
+    }
   }
 
   static constexpr int LAST = N - (P - 1) * W;  // entries in the last register of a row
@@ -186,11 +193,17 @@ struct Rows {
   // Sum of squared moduli.
   static real squares(const num* X) {
     vec sum[4] = {};
-    for (int e = 0; e < TOKEN; ++e) sum[e % 4] += squared(X[e]);
+    int e = 0;
+    for (; e + 4 <= TOKEN; e += 4)
+#pragma GCC unroll 4
+      for (int s = 0; s < 4; ++s) sum[s] += squared(X[e + s]);
+    for (; e < TOKEN; ++e) sum[0] += squared(X[e]);
     const vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    real total = 0;
-    for (int l = 0; l < W; ++l) total += all[l];
-    return total;
+    real total[W];
+    std::memcpy(total, &all, sizeof all);
+    for (int half = W / 2; half; half /= 2)
+      for (int l = 0; l < half; ++l) total[l] += total[l + half];
+    return total[0];
   }
 };
 
