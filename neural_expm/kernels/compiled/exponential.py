@@ -21,6 +21,8 @@ from ..exponential_kernel import (
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
 ROW_BYTES, LARGEST_N = 56, 128
+# Below, no threads share a matrix (``shared_from`` in rows.cpp; for complex ones below half of it).
+SHARED_N = 64
 
 
 class Network(ctypes.Structure):
@@ -117,7 +119,8 @@ class Kernel(ExponentialKernel, Library):
         ladder = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
         alone = _Batch(ladder, count, 1, 0)
-        alone_at = ctypes.addressof(alone) if work < 2 * WORK_PER_THREAD else 0
+        one = count == 1 and self.n * self.parts < SHARED_N
+        alone_at = ctypes.addressof(alone) if one or work < 2 * WORK_PER_THREAD else 0
 
         def value(A: Tensor, levels: int, kept: object = (rungs, alone)) -> Tensor | None:
             out = torch.empty_like(A)

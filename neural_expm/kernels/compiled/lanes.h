@@ -290,17 +290,53 @@ void in_threads(int64_t count, int64_t threads, const Body& body) {
   for (auto& helper : helpers) helper.join();
 }
 
-// Room for `count` nums, aligned for the registers.
+// Room for `count` nums, aligned for the registers.  A thread keeps its last one, if it is not large: to ask the system's
+// allocator takes as long as a small matrix.
 class Workspace {
  public:
-  explicit Workspace(int64_t count)
-      : memory_(static_cast<num*>(::operator new(count * sizeof(num), std::align_val_t(BYTES)))) {}
-  ~Workspace() { ::operator delete(memory_, std::align_val_t(BYTES)); }
+  explicit Workspace(int64_t count) {
+    Kept& kept = of_this_thread();
+    if (kept.lent || count * int64_t(sizeof(num)) > MOST_KEPT) {
+      memory_ = allocate(count);
+      return;
+    }
+    if (kept.count < count) {
+      release(std::exchange(kept.memory, nullptr));
+      kept.count = 0;
+      kept.memory = allocate(count);
+      kept.count = count;
+    }
+    memory_ = kept.memory;
+    kept.lent = true;
+  }
+  ~Workspace() {
+    Kept& kept = of_this_thread();
+    if (memory_ == kept.memory)
+      kept.lent = false;
+    else
+      release(memory_);
+  }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
   num* get() const { return memory_; }
 
  private:
+  static constexpr int64_t MOST_KEPT = 1 << 20;  // bytes
+  struct Kept {
+    num* memory = nullptr;
+    int64_t count = 0;
+    bool lent = false;
+    ~Kept() { release(memory); }
+  };
+  static Kept& of_this_thread() {
+    static thread_local Kept kept;
+    return kept;
+  }
+  static num* allocate(int64_t count) {
+    return static_cast<num*>(::operator new(count * sizeof(num), std::align_val_t(BYTES)));
+  }
+  static void release(num* memory) { ::operator delete(memory, std::align_val_t(BYTES)); }
+
   num* memory_;
 };
 
