@@ -64,12 +64,13 @@ def products(results: dict[str, Any]) -> str:
     return f"{table}\n\n{results['processor']}, {results['threads']} threads."
 
 
-# The benchmark's files of this machine and of another one, each beside its counterpart.
+# The benchmark's files of this machine and of another one, measured before, each beside its counterpart.
+OTHER = "amd-avx512/"
 SPEEDS = tuple(
     f"{folder}{suite}{kernel}.json"
     for suite in ("apps", "functions")
     for kernel in ("", "_assembled", "_eager")
-    for folder in ("", "intel-avx512/")
+    for folder in ("", OTHER)
 )
 
 
@@ -95,7 +96,7 @@ TABLES: Tables = {
     "memory": ("memory.json", memory),
     "scaling-small": ("scaling_small.json", small),
     "scaling-products": ("scaling.json", products),
-    "scaling-products-intel": ("intel-avx512/scaling.json", products),
+    "scaling-products-other": (f"{OTHER}scaling.json", products),
     "speeds": (SPEEDS, speeds),
 }
 

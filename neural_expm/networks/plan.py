@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
+from ..kernels.calling import readable
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
 SQUARE_FIRST_N = 16
-# For one matrix a call costs as much as a small product: below this n the Frobenius norm has to do.
-SINGLE_SHARPER_N = 64
+# On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers, and for one
+# below this n the Frobenius norm has to do.
+FEW, SINGLE_SHARPER_N = 16, 64
 
 
 @dataclass
@@ -99,8 +100,9 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
         trust: never call a matrix outside: what no rung serves gets the last one.
     """
     (count, n), norm = A.shape[:2], _frobenius_norm(A)
-    if count == 1:
-        return _plan_of_one(A, norm, ladder, trust)
+    # A recorder of operations would not see numbers that are read from memory.
+    if 0 < count <= FEW and readable(A) and (plan := _plan_of_few(A, norm, ladder)) is not None:
+        return plan
     squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
     low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
     # The rungs in question: all those below the last serve some matrices and not others.
@@ -124,21 +126,29 @@ def _frobenius_norm(A: Tensor) -> Tensor:
     return torch.linalg.vector_norm(A.flatten(-2), dim=-1)
 
 
-def _plan_of_one(A: Tensor, norm: Tensor, ladder: Ladder, trust: bool) -> Plan:
-    """The plan of a single matrix in plain numbers: a tensor operation costs as much as a small product."""
-    frobenius, n = float(norm), A.shape[-1]
-    squares = torch.bmm(A, A) if n >= SINGLE_SHARPER_N else None
-    level = ladder.level(frobenius)
-    if squares is not None:
-        root = math.sqrt(float(torch.linalg.vector_norm(squares)))
-        if frobenius <= MAJORANT_RATIO * root:
-            level = min(level, bisect_left(ladder.majorant_radii, root))
-    if level == len(ladder.rungs) or (level and n >= SINGLE_SHARPER_N):
-        norm = norm_bound(A)
-        level = min(level, ladder.level(float(norm)))
-    if level == len(ladder.rungs):
-        return _grouped(ladder.within(norm), 0, norm, n, ladder, squares, trust)
-    return Plan([(ladder.rungs[level], None)], None, ladder, 1, A.device, squares=squares)
+def _plan_of_few(A: Tensor, norm: Tensor, ladder: Ladder) -> Plan | None:
+    """The plan in plain numbers; None where a matrix may be outside."""
+    (count, n), norms = A.shape[:2], norm.tolist()
+    levels, squares = [ladder.level(bound) for bound in norms], None
+    if n >= (SINGLE_SHARPER_N if count == 1 else SQUARE_FIRST_N):
+        squares = torch.bmm(A, A)
+        for i, root in enumerate(_frobenius_norm(squares).sqrt_().tolist()):
+            if norms[i] <= MAJORANT_RATIO * root:
+                levels[i] = min(levels[i], bisect_left(ladder.majorant_radii, root))
+    if max(levels) == len(ladder.rungs) or (count == 1 and n >= SINGLE_SHARPER_N and any(levels)):
+        bounds = norm_bound(A).tolist()
+        levels = [min(level, ladder.level(bound)) for level, bound in zip(levels, bounds, strict=True)]
+        if max(levels) == len(ladder.rungs):
+            return None
+    counts = [levels.count(level) for level in range(max(levels) + 1)]
+    groups: list[tuple[Rung, Tensor | None]] = []
+    for low, high, whole in ladder.group(counts, n, count):
+        if whole or high - low + 1 == len(counts):
+            groups.insert(0, (ladder.rungs[high], None))
+        else:
+            rows = [i for i, level in enumerate(levels) if low <= level <= high]
+            groups.append((ladder.rungs[high], torch.tensor(rows, device=A.device)))
+    return Plan(groups, None, ladder, count, A.device, squares=squares)
 
 
 def _grouped(

@@ -30,10 +30,13 @@ KINDS: dict[str, type[AssembledKernel]] = {
     "sqrtm": RootKernel,
     "newton": NewtonKernel,
 }
-FEW = 16  # matrices
+# Matrices that fill the lanes; of fewer, and larger than ``at_once_n``, code is written when it has been asked for so
+# often: that takes as long as hundreds of calls without.
+FEW, WORTH_CALLS = 16, 16
 
 Key = tuple[str, int, torch.dtype]
 _kernels: dict[Key, AssembledKernel | None] = {}
+_calls: dict[Key, int] = {}  # on few matrices, of those without a kernel yet
 _failure = ""  # the first one, in words; logged once
 
 
@@ -46,10 +49,15 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     ):  # the first question, since where there is none all others are for nothing
         return None
     made = KINDS[kind]
-    worthwhile = 2 <= n <= (made.largest_n if count >= FEW else made.alone_n)
-    if not worthwhile or not A.is_cpu or not readable(A) or torch.compiler.is_compiling():
+    if not made.worthwhile(n, count, A.is_complex()) or not A.is_cpu or not readable(A):
+        return None
+    if torch.compiler.is_compiling():
         return None
     if key not in _kernels:
+        if n > made.at_once_n and count < FEW:
+            _calls[key] = _calls.get(key, 0) + 1
+            if _calls[key] < WORTH_CALLS:
+                return None
         _kernels[key] = _make(*key)
     return _kernels[key]
 
@@ -84,5 +92,6 @@ def forget() -> None:
     """Start anew, as a fresh process would."""
     global _failure
     _kernels.clear()
+    _calls.clear()
     _failure = ""
     BOUND.clear()

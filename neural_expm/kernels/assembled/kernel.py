@@ -17,6 +17,7 @@ from .memory import Unavailable, Workspace, executable, wide
 from .vectors import Assembler
 
 _workspace = Workspace()
+LONE = 4  # matrices, fewer of which leave most lanes empty
 PARTS = 4  # of a batch for each thread: one that is interrupted leaves more to the others
 
 
@@ -28,9 +29,9 @@ class AssembledKernel:
     """
 
     name = "assembled"
-    # Where lanes are faster than batched calls: for n up to ``alone_n`` even with one matrix for all lanes, up to
-    # ``largest_n`` with ``assembled.FEW``.
-    alone_n, largest_n = 12, 32
+    # Lanes are faster than torch's operations up to ``largest_n``, even with one matrix for all of them; beyond
+    # ``lone_complex_n`` complex ones must be LONE or more.  Up to ``at_once_n`` the code is written at the first call.
+    at_once_n, largest_n, lone_complex_n = 12, 32, 24
 
     def __init__(self, n: int, dtype: torch.dtype) -> None:
         self.n, self.dtype, self.wide = n, dtype, wide()
@@ -39,6 +40,12 @@ class AssembledKernel:
         error = aside(self.discrepancy)
         if not error <= CHECK[dtype.to_real()]:
             raise Unavailable(f"the assembled code is wrong (relative error {error:.1e})")
+
+    @classmethod
+    def worthwhile(cls, n: int, count: int, is_complex: bool) -> bool:
+        """Whether so many matrices are faster so than by torch's operations."""
+        largest = min(cls.lone_complex_n, cls.largest_n) if is_complex and count < LONE else cls.largest_n
+        return 2 <= n <= largest
 
     @abstractmethod
     def discrepancy(self) -> float:
