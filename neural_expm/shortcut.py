@@ -32,18 +32,20 @@ _interpreter, _modes = torch._C._functorch.peek_interpreter_stack, torch._C._len
 _tracing, _keys = torch._C._get_tracing_state, torch._C._dispatch_keys
 
 
-def _plain() -> frozenset[int]:
-    """To whom torch's dispatcher would take a dense tensor on the CPU, one of inference mode too.
+def _keys_of(*dtypes: torch.dtype) -> frozenset[int]:
+    """To whom torch's dispatcher would take a dense tensor on the CPU, one of inference mode too, or its conjugate.
 
-    Any other (sparse, quantised, on a device, conjugate, negative, lazily zero, batched by the older vmap, fake or
-    wrapped by a transform) has a key more or another one.
+    Any other (sparse, quantised, on a device, negative, lazily zero, batched by the older vmap, fake or wrapped by a
+    transform) has a key more or another one.
     """
-    ordinary = torch.empty(0, device=CPU)
+    ordinary = [torch.empty(0, dtype=dtype, device=CPU).conj() for dtype in dtypes]
     with torch.inference_mode():
-        return frozenset(_keys(tensor).raw_repr() for tensor in (ordinary, torch.empty(0, device=CPU)))
+        inference = [torch.empty(0, dtype=dtype, device=CPU).conj() for dtype in dtypes]
+    return frozenset(_keys(tensor).raw_repr() for tensor in ordinary + inference)
 
 
-PLAIN = _plain()
+PLAIN = _keys_of(torch.float32)  # a real tensor is its own conjugate
+PLAIN_OR_CONJUGATE = _keys_of(torch.float32, torch.complex64)
 
 
 class Ready(NamedTuple):
@@ -119,6 +121,13 @@ class _AtOnce:
             return self.route.frechet(A, E)
         if self.levels is None or _modes() or _tracing() is not None:
             return self.renewed().frechet(A, E)
-        if _keys(E).raw_repr() not in PLAIN or type(E) is not Tensor:
+        if type(E) is not Tensor or _keys(E).raw_repr() not in PLAIN or not _as_it_was(A, E):
             return self.renewed().frechet(A, E)
         return self.ready.frechet(A, E.contiguous(), ctypes.addressof(self.levels))
+
+
+def _as_it_was(A: Tensor, E: Tensor) -> bool:
+    """Whether A is what :class:`_AtOnce` saw, or its adjoint: a hook may have saved another tensor in its place."""
+    if type(A) not in (Tensor, torch.nn.Parameter) or A.shape != E.shape or A.dtype != E.dtype:
+        return False
+    return _keys(A).raw_repr() in PLAIN_OR_CONJUGATE and (A.is_contiguous() or A.mT.is_contiguous())

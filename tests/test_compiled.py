@@ -8,6 +8,8 @@ import os
 import platform
 import signal
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -69,6 +71,46 @@ def test_threads_share_a_large_matrix(ready):
     assert relative(found[0][0].detach(), expected.detach()) < ROUNDINGS
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+WRITES_MEANWHILE = """
+import threading, torch, neural_expm
+torch.set_num_threads(2)
+base = torch.eye(56, dtype=torch.complex64)
+A, over = base.clone(), threading.Event()
+def write():
+    torch.set_num_threads(1)
+    while not over.is_set():
+        A.copy_(base * 1e-3)
+        A.copy_(base * 8)
+writer = threading.Thread(target=write)
+writer.start()
+for _ in range(3000):
+    neural_expm.expm(A)
+over.set()
+writer.join()
+print(neural_expm.explain("expm", A).kernel)
+"""
+
+
+@needs_compiler
+def test_threads_that_share_a_matrix_end_though_it_is_written_to_meanwhile(libraries):
+    """What they find may differ: they agree on how often they meet."""
+    environment = {
+        **os.environ,
+        "NEURAL_EXPM_COMPILE": "1",
+        "NEURAL_EXPM_KERNEL_CACHE": str(libraries),
+        "OMP_NUM_THREADS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WRITES_MEANWHILE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.strip() == "compiled"
 
 
 @needs_compiler

@@ -211,6 +211,26 @@ def test_cotangents_however_they_lie(routed, shape, dtype):
     assert not routed
 
 
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+@pytest.mark.parametrize(
+    "unpack",
+    [
+        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+        lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+        lambda x: x.mT.contiguous().mT,
+        lambda x: torch._neg_view(-x),
+        lambda x: x.clone(),
+    ],
+)
+def test_hooks_that_save_the_argument_in_another_layout(kernel, routed, unpack, shape, dtype):
+    A = example(torch.Size(shape), dtype).requires_grad_()
+    (expected,) = torch.autograd.grad(neural_expm.expm(A).abs().sum(), A)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach(), unpack):
+        value = neural_expm.expm(A)
+    (got,) = torch.autograd.grad(value.abs().sum(), A)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_loaded_network_is_a_copy(routed):
     A = example(torch.Size((4, 3, 3)), torch.float32)
     expected = neural_expm.expm(A)

@@ -32,7 +32,8 @@ _kept: list[mmap.mmap] = []
 def empty_result(A: Tensor) -> Tensor:
     """Uninitialised and contiguous, with the shape, dtype and device of A, which is (batch, n, n).
 
-    A tensor like any other, except that ``resize_`` cannot make it larger, as with one that came from NumPy.
+    A tensor like any other, except that neither ``resize_`` can make it larger nor ``untyped_storage().resize_(0)`` let
+    go of its memory, as with one that came from NumPy.
     """
     if A.nbytes >= LARGE and _SYSTEM_CAN and A.is_cpu and readable(A):
         block = _take(A.nbytes)

@@ -215,6 +215,7 @@ struct Band {
 struct Meeting {
   alignas(64) std::atomic<int> here{0};
   alignas(64) std::atomic<int> round{0};
+  int said = 0;  // by the first of them, before a meeting
 
   void wait_for(int size) {
     const int now = round.load(std::memory_order_relaxed);
@@ -237,6 +238,7 @@ struct Alone {
   static constexpr bool ALONE = true;
   static constexpr int index = 0, size = 1;
   void meet() const {}  // wait until all are here
+  int agree(int own) const { return own; }  // on what the first one says; meets
 };
 struct Member {
   static constexpr bool ALONE = false;
@@ -245,6 +247,11 @@ struct Member {
   int64_t apart = 0;  // nums from the stream of one of them to that of the next
   Meeting* meeting = nullptr;
   void meet() const { meeting->wait_for(size); }
+  int agree(int own) const {
+    if (index == 0) meeting->said = own;
+    meet();
+    return meeting->said;
+  }
 };
 
 // body(member) in each of a team of threads; false where there are none that could wait for each other.

@@ -228,14 +228,14 @@ inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust,
   real norm = std::sqrt(Rows::squares(stream));
   if (!(norm <= ladder.radii[rungs - 1])) norm = careful_norm(A, at);  // or squares are out of range
   gather<Rows, 1>(team, square);
-  int rung = first_rung(ladder, norm, std::sqrt(std::sqrt(Rows::squares(square))));
+  // Agreed upon, or threads would wait for each other for ever where a program writes to A meanwhile.
+  int rung = team.agree(first_rung(ladder, norm, std::sqrt(std::sqrt(Rows::squares(square)))));
   if (trust) rung = std::min(rung, rungs - 1);
   if (level && team.index == 0) level[at] = uint8_t(rung);
   if (!out || rung == rungs) return rung < rungs;
   const Network& net = ladder.nets[rung];
   if (net.squarings) {
     const real scale = scale_of(net);
-    team.meet();  // another may still fetch the square
     Rows::scale(stream, scale);
     Rows::scale(square, scale * scale);
   }
