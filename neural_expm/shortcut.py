@@ -70,8 +70,10 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         return None
     if _keys(A).raw_repr() not in PLAIN or not A.is_contiguous():
         return None
-    ready = BOUND.get((A.shape, A.dtype)) or _bind(A, default)
+    ready = BOUND.get((A.shape, A.dtype))
     if ready is None:
+        ready = _bind(A, default)
+    if not ready:
         return None
     if A.requires_grad and torch.is_grad_enabled():
         return matrix_function(A, _AtOnce(ready))
@@ -79,20 +81,19 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
 
 
 def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
-    """What there is for batches like A, remembered once it stays so."""
+    """What there is for batches like A, remembered once it stays so; nothing as False."""
     shape, dtype = A.shape, A.dtype
     if not 0 < A.numel() <= FEW or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
         return None
     flat, network = A.detach().reshape(-1, *shape[-2:]), default(dtype.to_real())
     settled = network.settled(flat)  # before a kernel is chosen: the next one may be another
-    if (kernel := network.kernel(flat)) is None:
-        return None
-    count = flat.shape[0]
-    ready = Ready(network, *kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
+    ready, kernel, count = None, network.kernel(flat), flat.shape[0]
+    if kernel is not None:
+        ready = Ready(network, *kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
     if settled:
         if len(BOUND) >= SHAPES:
             BOUND.clear()
-        BOUND[shape, dtype] = ready
+        BOUND[shape, dtype] = ready or False
     return ready
 
 

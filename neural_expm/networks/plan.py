@@ -140,10 +140,12 @@ def _plan_of_few(A: Tensor, norm: Tensor, ladder: Ladder) -> Plan | None:
         levels = [min(level, ladder.level(bound)) for level, bound in zip(levels, bounds, strict=True)]
         if max(levels) == len(ladder.rungs):
             return None
+    if min(levels) == max(levels):
+        return Plan([(ladder.rungs[levels[0]], None)], None, ladder, count, A.device, squares=squares)
     counts = [levels.count(level) for level in range(max(levels) + 1)]
     groups: list[tuple[Rung, Tensor | None]] = []
     for low, high, whole in ladder.group(counts, n, count):
-        if whole or high - low + 1 == len(counts):
+        if whole or sum(counts[low : high + 1]) == count:
             groups.insert(0, (ladder.rungs[high], None))
         else:
             rows = [i for i, level in enumerate(levels) if low <= level <= high]

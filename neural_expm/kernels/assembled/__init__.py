@@ -20,7 +20,7 @@ from .kernel import AssembledKernel
 from .memory import Unavailable, wide
 from .newton import NewtonKernel
 
-__all__ = ["KINDS", "Kernel", "Unavailable", "failure", "find", "forget", "state", "wide"]
+__all__ = ["KINDS", "Kernel", "Unavailable", "failure", "find", "forget", "settled", "state", "wide"]
 
 log = logging.getLogger("neural_expm")
 
@@ -60,6 +60,11 @@ def find(A: Tensor, kind: str = "expm") -> Any:
                 return None
         _kernels[key] = _make(*key)
     return _kernels[key]
+
+
+def settled(kind: str, n: int, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for such matrices, or will be none."""
+    return n > KINDS[kind].largest_n or (kind, n, dtype) in _kernels
 
 
 def _make(kind: str, n: int, dtype: torch.dtype) -> AssembledKernel | None:
