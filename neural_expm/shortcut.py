@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FEW = 1 << 16
 SHAPES = 256  # that are remembered
 
+# Bound once: to look them up takes as long as to ask them.
+_is_compiling, _parameter = torch.compiler.is_compiling, torch.nn.Parameter
 _interpreter, _modes = torch._C._functorch.peek_interpreter_stack, torch._C._len_torch_dispatch_stack
 _tracing, _keys = torch._C._get_tracing_state, torch._C._dispatch_keys
 
@@ -64,9 +66,9 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         A: whatever a caller gave.
         default: the network of a real dtype.
     """
-    if torch.compiler.is_compiling() or _interpreter() is not None or forward_ad._current_level >= 0:
+    if _is_compiling() or _interpreter() is not None or forward_ad._current_level >= 0:
         return None
-    if (type(A) is not Tensor and type(A) is not torch.nn.Parameter) or _modes() or _tracing() is not None:
+    if (type(A) is not Tensor and type(A) is not _parameter) or _modes() or _tracing() is not None:
         return None
     if _keys(A).raw_repr() not in PLAIN or not A.is_contiguous():
         return None

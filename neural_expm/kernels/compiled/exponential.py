@@ -115,7 +115,7 @@ class Kernel(ExponentialKernel, Library):
 
     def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
         """As :meth:`ExponentialKernel.bound`."""
-        value_of, frechet_of = self._packed_value, self._packed_frechet
+        value_of, frechet_of, empty_like = self._packed_value, self._packed_frechet, torch.empty_like
         ladder = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
         alone = _Batch(ladder, count, 1, 0)
@@ -123,7 +123,7 @@ class Kernel(ExponentialKernel, Library):
         alone_at = ctypes.addressof(alone) if one or work < 2 * WORK_PER_THREAD else 0
 
         def value(A: Tensor, levels: int, kept: object = (rungs, alone)) -> Tensor | None:
-            out = torch.empty_like(A)
+            out = empty_like(A)
             if alone_at:
                 status = value_of(A.data_ptr(), levels, out.data_ptr(), alone_at)
             else:
@@ -132,7 +132,7 @@ class Kernel(ExponentialKernel, Library):
             return None if status and checked(status) else out
 
         def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
-            out, how = torch.empty_like(E), (not A.is_contiguous()) + 2 * A.is_conj()
+            out, how = empty_like(E), (not A.is_contiguous()) + 2 * A.is_conj()
             batch = _Batch(ladder, count, threads_for(more), how)
             status = frechet_of(A.data_ptr(), E.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))
             checked(status)
