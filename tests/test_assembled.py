@@ -18,7 +18,7 @@ from assembled_cases import DTYPES, WIDTHS, before_a_wall, needs_code
 import neural_expm
 from neural_expm import kernels
 from neural_expm.domain import Reason, norm_bound
-from neural_expm.kernels import assembled, compiled, eager
+from neural_expm.kernels import assembled, eager
 from neural_expm.kernels.assembled import kernel as assembled_kernel
 from neural_expm.kernels.assembled import memory as assembled_memory
 from neural_expm.kernels.assembled.exponential_code import Program
@@ -396,28 +396,3 @@ def test_code_cannot_be_written_to(machine_code):
                 assert line.split()[1] == "r-xp"
                 return
     pytest.fail("the code is nowhere")
-
-
-@needs_code
-def test_code_for_few_large_matrices_is_written_once_it_is_worth_the_while(monkeypatch):
-    monkeypatch.setenv("NEURAL_EXPM_ASSEMBLE", "1")
-    compiled.forget()
-    assembled.forget()
-    A = torch.randn(20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 5
-    truth = torch.linalg.matrix_exp(A)
-    kernels = []
-    for _ in range(assembled.WORTH_CALLS + 1):
-        value, report = neural_expm.expm(A, return_report=True)
-        torch.testing.assert_close(value, truth, rtol=1e-13, atol=1e-13)
-        kernels.append(report.kernel)
-    assert kernels == ["eager"] * (assembled.WORTH_CALLS - 1) + ["assembled"] * 2
-    torch.testing.assert_close(neural_expm.expm(A), truth, rtol=1e-13, atol=1e-13)
-    assembled.forget()
-    # Many fill the lanes, and up to n = 12 code takes no time to speak of.
-    assert neural_expm.explain("expm", A.expand(16, 20, 20)).kernel == "assembled"
-    assert neural_expm.explain("expm", A[:12, :12]).kernel == "assembled"
-    # A few complex ones would fill lanes with nothing.
-    lone = torch.eye(28, dtype=torch.complex64).expand(2, 28, 28)
-    for _ in range(2 * assembled.WORTH_CALLS):
-        assert neural_expm.explain("expm", lone).kernel == "eager"
-    assembled.forget()

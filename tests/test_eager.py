@@ -11,7 +11,7 @@ import torch
 
 import neural_expm
 from neural_expm.kernels import compiled, layout, tape_layouts
-from neural_expm.networks import ladder, plan
+from neural_expm.networks import ladder
 
 
 @pytest.fixture
@@ -217,33 +217,3 @@ def test_rows_that_are_zero_in_some_matrices_are_computed(eager):
     torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A), rtol=1e-12, atol=1e-12)
     A[7, 3, 0] = torch.nan
     assert torch.isnan(neural_expm.expm(A)[7]).any()
-
-
-@pytest.mark.parametrize("n", [5, 33, 70])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
-def test_a_few_matrices_are_told_apart_like_many(no_assembler, n, dtype, monkeypatch):
-    """In plain numbers, and by tensor operations: no group is deeper or shallower for it."""
-    generator = torch.Generator().manual_seed(n)
-    A = torch.randn(7, n, n, dtype=dtype, generator=generator) / n**0.5
-    A = A * torch.tensor([1e-3, 0.1, 1, 1, 3, 20, 1e-6])[:, None, None]
-    few, report = neural_expm.expm(A, return_report=True)
-    monkeypatch.setattr(plan, "FEW", 0)
-    many, expected = neural_expm.expm(A, return_report=True)
-    truth = torch.linalg.matrix_exp(A.to(torch.complex128))
-    limit = 1e-5 if dtype == torch.float32 else 1e-13
-    for value in (few, many):
-        error = torch.linalg.matrix_norm(value - truth) / torch.linalg.matrix_norm(truth)
-        assert float(error.max()) < limit
-    assert bool(report.inside.all())
-    assert torch.equal(report.squarings, expected.squarings)
-    assert torch.equal(report.products, expected.products)
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
-def test_one_of_a_few_outside_leaves_the_others_alone(no_assembler, bad):
-    A = torch.randn(3, 33, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 6
-    B = A.clone()
-    B[1, 2, 3] = bad
-    value, report = neural_expm.expm(B, return_report=True)
-    assert report.inside.tolist() == [True, False, True]
-    torch.testing.assert_close(value[::2], torch.linalg.matrix_exp(A)[::2], rtol=1e-13, atol=1e-13)
