@@ -98,7 +98,9 @@ class _Value(_ValueRules):
     def forward(ctx: Any, A: Tensor, evaluator: Evaluator) -> Tensor:
         ctx.evaluator = evaluator
         ctx.save_for_backward(A)
-        if torch.autograd.forward_ad._current_level >= 0:
+        if (
+            torch.autograd.forward_ad._current_level >= 0
+        ):  # else nobody asks for it, and it takes a microsecond
             ctx.save_for_forward(A)
         return evaluator.value(A)
 

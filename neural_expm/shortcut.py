@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,11 +18,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .differentiation import matrix_function
-from .kernels.calling import BOUND, CPU, FIELDS
+from .kernels.calling import BOUND, CPU, FIELDS, aside
 from .route import Route
 
 if TYPE_CHECKING:
-    from .kernels.exponential_kernel import BoundFrechet, BoundValue
+    from .kernels.exponential_kernel import Bound
     from .networks.exponential import EquivariantExponential
 
 # Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
@@ -46,16 +47,16 @@ def _keys_of(*dtypes: torch.dtype) -> frozenset[int]:
     return frozenset(_keys(tensor).raw_repr() for tensor in ordinary + inference)
 
 
-PLAIN = _keys_of(torch.float32)  # a real tensor is its own conjugate
-PLAIN_OR_CONJUGATE = _keys_of(torch.float32, torch.complex64)
+# Asked aside: this may be imported under a mode whose tensors are others.  A real tensor is its own conjugate.
+PLAIN = aside(partial(_keys_of, torch.float32))
+PLAIN_OR_CONJUGATE = aside(partial(_keys_of, torch.float32, torch.complex64))
 
 
 class Ready(NamedTuple):
     """What is known of a shape and dtype: the network, the calls of the kernel that will answer, room for rungs."""
 
     network: EquivariantExponential
-    value: BoundValue
-    frechet: BoundFrechet
+    bound: Bound
     levels: type[ctypes.Array[ctypes.c_uint8]]
 
 
@@ -79,7 +80,7 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         return None
     if A.requires_grad and torch.is_grad_enabled():
         return matrix_function(A, _AtOnce(ready))
-    return ready.value(A, 0)
+    return ready.bound.value(A, 0)
 
 
 def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
@@ -91,7 +92,7 @@ def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -
     settled = network.settled(flat)  # before a kernel is chosen: the next one may be another
     ready, kernel, count = None, network.kernel(flat), flat.shape[0]
     if kernel is not None:
-        ready = Ready(network, *kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
+        ready = Ready(network, kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
     if settled:
         if len(BOUND) >= SHAPES:
             BOUND.clear()
@@ -112,7 +113,7 @@ class _AtOnce:
 
     def value(self, A: Tensor) -> Tensor:
         self.levels = self.ready.levels()
-        result = self.ready.value(A, ctypes.addressof(self.levels))
+        result = self.ready.bound.value(A, ctypes.addressof(self.levels))
         if result is None:
             self.route = self.renewed()
             return self.route.value(A)
@@ -126,7 +127,7 @@ class _AtOnce:
             return self.renewed().frechet(A, E)
         if type(E) is not Tensor or _keys(E).raw_repr() not in PLAIN or not _as_it_was(A, E):
             return self.renewed().frechet(A, E)
-        return self.ready.frechet(A, E.contiguous(), ctypes.addressof(self.levels))
+        return self.ready.bound.frechet(A, E.contiguous(), ctypes.addressof(self.levels))
 
 
 def _as_it_was(A: Tensor, E: Tensor) -> bool:

@@ -24,6 +24,7 @@ PAGE = results.HUGE_PAGE
 def shelf(monkeypatch):
     """Every result counts as large, no call takes the shortcut for a few matrices, and nothing is kept yet."""
     monkeypatch.setattr(shortcut, "FEW", 0)
+    monkeypatch.setattr(shortcut, "BOUND", {})
     gc.collect()
     kept: list[mmap.mmap] = []
     monkeypatch.setattr(results, "_kept", kept)

@@ -169,7 +169,7 @@ def test_a_kernel_that_has_just_been_compiled_takes_over(ready, monkeypatch):
     A = example(torch.Size((7, 3, 3)), torch.float32)
     for _ in range(3):
         neural_expm.expm(A)
-    assert "compiled" in BOUND[A.shape, A.dtype].value.__module__
+    assert "compiled" in BOUND[A.shape, A.dtype].bound.value.__module__
 
 
 def test_nothing_is_bound_while_another_kernel_may_come(routed, monkeypatch):

@@ -42,11 +42,9 @@ if hasattr(os, "register_at_fork"):
 
 def threads_for(work: int) -> int:
     """How many threads so many multiply-adds are worth."""
-    return (
-        1
-        if work < 2 * WORK_PER_THREAD or _forked
-        else max(1, min(torch.get_num_threads(), work // WORK_PER_THREAD))
-    )
+    if work < 2 * WORK_PER_THREAD or _forked:
+        return 1
+    return min(torch.get_num_threads(), work // WORK_PER_THREAD)
 
 
 def share(count: int, grain: int, most: int) -> tuple[int, ctypes.Array[ctypes.c_int64]]:

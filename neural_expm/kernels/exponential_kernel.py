@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,11 +59,20 @@ class Rungs:
         return len(self.networks)
 
 
-# Of a contiguous A, shape (*, n, n), and the address of a uint8 for the rung of each matrix, 0 where nobody wants them:
-# exp(A), or None where a matrix may be outside.
-BoundValue = Callable[[Tensor, int], "Tensor | None"]
-# Of A, contiguous or the transpose of what is, a contiguous E of its shape, and the address of the rungs: L(A, E).
-BoundFrechet = Callable[[Tensor, Tensor, int], Tensor]
+class Bound(NamedTuple):
+    """The calls of a kernel for so many matrices that follow each other, with all bound that is the same in each.
+
+    Attributes:
+        value: of a contiguous A, shape (*, n, n), and the address of a uint8 for the rung of each matrix, 0 where
+            nobody wants them: exp(A), or None where a matrix may be outside.
+        frechet: of A, contiguous or the transpose of what is, a contiguous E of its shape, and the address of the
+            rungs: L(A, E).
+        kept: what the calls have the addresses of.
+    """
+
+    value: Callable[[Tensor, int], Tensor | None]
+    frechet: Callable[[Tensor, Tensor, int], Tensor]
+    kept: object
 
 
 class ExponentialKernel:
@@ -87,8 +96,8 @@ class ExponentialKernel:
         """
 
     @abstractmethod
-    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
-        """For so many matrices that follow each other, with all bound that is the same in each call."""
+    def bound(self, count: int, rungs: Rungs) -> Bound:
+        """The calls for ``count`` matrices."""
 
     @abstractmethod
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:

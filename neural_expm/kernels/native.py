@@ -26,7 +26,7 @@ def find(A: Tensor, kind: str) -> Any:
 
 
 def ready(A: Tensor, kind: str) -> Any:
-    """As :func:`find`, but counts only where it finds one: of a caller who asks again otherwise."""
+    """As :func:`find`, for a caller who asks that where there is none: such a question does not count."""
     kernel = _preferred(A, kind) or compiled.ready(kind, A.shape[-1], A.dtype)
     if kernel is None and (kernel := assembled.find(A, kind)) is not None:
         compiled.find(A, kind)

@@ -49,9 +49,8 @@ def find(A: Tensor, kind: str = "expm") -> Any:
     ):  # the first question, since where there is none all others are for nothing
         return None
     made = KINDS[kind]
-    if not made.worthwhile(n, count, A.is_complex()) or not A.is_cpu or not readable(A):
-        return None
-    if torch.compiler.is_compiling():
+    worthwhile = made.worthwhile(n, count, A.is_complex())
+    if not worthwhile or not A.is_cpu or not readable(A) or torch.compiler.is_compiling():
         return None
     if key not in _kernels:
         if n > made.at_once_n and count < FEW:

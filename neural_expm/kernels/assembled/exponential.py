@@ -10,14 +10,7 @@ from torch import Tensor
 
 from ...domain import norm_bound
 from ..calling import CPU
-from ..exponential_kernel import (
-    FRECHET_PRODUCTS,
-    VALUE_PRODUCTS,
-    BoundFrechet,
-    BoundValue,
-    ExponentialKernel,
-    Rungs,
-)
+from ..exponential_kernel import FRECHET_PRODUCTS, VALUE_PRODUCTS, Bound, ExponentialKernel, Rungs
 from .exponential_code import Program
 from .job import Job
 from .kernel import AssembledKernel, by_rows
@@ -54,20 +47,20 @@ class Kernel(ExponentialKernel, AssembledKernel):
                 out[reached] = found
         return not bool(inside.all())
 
-    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
+    def bound(self, count: int, rungs: Rungs) -> Bound:
         """As :meth:`ExponentialKernel.bound`."""
         program, function = self._program(Program, "code")
         like = self._job(program, rungs, False)
         like.matrices_step = like.directions_step = program.matrix_bytes
         work, workspace = self._work(program, VALUE_PRODUCTS), program.workspace(rungs.deepest)
 
-        def value(A: Tensor, levels: int, kept: object = rungs) -> Tensor | None:
+        def value(A: Tensor, levels: int) -> Tensor | None:
             job, out = Job.from_buffer_copy(like), torch.empty_like(A)
             job.matrices, job.levels, job.out = A.data_ptr(), levels, out.data_ptr()
             self._share(function, job, count, work, workspace)
             return None if job.outside else out
 
-        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
+        def frechet(A: Tensor, E: Tensor, levels: int) -> Tensor:
             job, out = Job.from_buffer_copy(like), torch.empty_like(E)
             program, function = self._program(Program, "code", 2, not A.is_contiguous(), A.is_conj())
             job.matrices, job.directions = A.data_ptr(), E.data_ptr()
@@ -76,7 +69,7 @@ class Kernel(ExponentialKernel, AssembledKernel):
             self._share(function, job, count, work, workspace)
             return out
 
-        return value, frechet
+        return Bound(value, frechet, rungs)
 
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
         """As :meth:`ExponentialKernel.frechet`."""

@@ -11,8 +11,7 @@ from ..calling import CPU, WORK_PER_THREAD, Library, checked, threads_for
 from ..exponential_kernel import (
     FRECHET_PRODUCTS,
     VALUE_PRODUCTS,
-    BoundFrechet,
-    BoundValue,
+    Bound,
     ExponentialKernel,
     Rungs,
     worth_sorting,
@@ -21,8 +20,10 @@ from ..exponential_kernel import (
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
 ROW_BYTES, LARGEST_N = 56, 128
-# Below, no threads share a matrix (``shared_from`` in rows.cpp; for complex ones below half of it).
-SHARED_N = 64
+# From this n on, of values and of derivatives, threads share a matrix where there are fewer matrices than threads, and
+# from half of it on a complex one.  Below, waiting for another thread and fetching what it has just written (some
+# 9 GB/s) takes longer than computing it.
+SHARED_FROM = 80, 64
 
 
 class Network(ctypes.Structure):
@@ -82,7 +83,9 @@ class Kernel(ExponentialKernel, Library):
 
     @staticmethod
     def defines(n: int, dtype: torch.dtype) -> dict[str, int]:
-        return {"WORTH_SORTING": worth_sorting(n, dtype)}
+        value, derivative = SHARED_FROM
+        shared = {"SHARED_FROM": value, "SHARED_DERIVATIVE_FROM": derivative}
+        return {"WORTH_SORTING": worth_sorting(n, dtype), **shared}
 
     @staticmethod
     def worthwhile(n: int, count: int) -> bool:
@@ -113,16 +116,16 @@ class Kernel(ExponentialKernel, Library):
         )
         return level, checked(status)
 
-    def bound(self, count: int, rungs: Rungs) -> tuple[BoundValue, BoundFrechet]:
+    def bound(self, count: int, rungs: Rungs) -> Bound:
         """As :meth:`ExponentialKernel.bound`."""
         value_of, frechet_of, empty_like = self._packed_value, self._packed_frechet, torch.empty_like
-        ladder = ctypes.addressof(_ladder(rungs))  # as long as there are the rungs, which the functions keep
+        ladder = ctypes.addressof(_ladder(rungs))
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
         alone = _Batch(ladder, count, 1, 0)
-        one = count == 1 and self.n * self.parts < SHARED_N
-        alone_at = ctypes.addressof(alone) if one or work < 2 * WORK_PER_THREAD else 0
+        by_one = work < 2 * WORK_PER_THREAD or (count == 1 and self.n * self.parts < SHARED_FROM[0])
+        alone_at = ctypes.addressof(alone) if by_one else 0
 
-        def value(A: Tensor, levels: int, kept: object = (rungs, alone)) -> Tensor | None:
+        def value(A: Tensor, levels: int) -> Tensor | None:
             out = empty_like(A)
             if alone_at:
                 status = value_of(A.data_ptr(), levels, out.data_ptr(), alone_at)
@@ -131,14 +134,14 @@ class Kernel(ExponentialKernel, Library):
                 status = value_of(A.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))
             return None if status and checked(status) else out
 
-        def frechet(A: Tensor, E: Tensor, levels: int, kept: object = rungs) -> Tensor:
+        def frechet(A: Tensor, E: Tensor, levels: int) -> Tensor:
             out, how = empty_like(E), (not A.is_contiguous()) + 2 * A.is_conj()
             batch = _Batch(ladder, count, threads_for(more), how)
             status = frechet_of(A.data_ptr(), E.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))
             checked(status)
             return out
 
-        return value, frechet
+        return Bound(value, frechet, (rungs, alone))
 
     def frechet(self, A: Tensor, E: Tensor, rungs: Rungs, level: Tensor, out: Tensor) -> None:
         """As :meth:`ExponentialKernel.frechet`."""

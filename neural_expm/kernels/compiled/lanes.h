@@ -224,8 +224,8 @@ struct Meeting {
       round.store(now + 1, std::memory_order_release);
       return;
     }
-    for (int looks = 0; round.load(std::memory_order_acquire) == now; ++looks) {
-      if (looks > 10000) std::this_thread::yield();  // the other has lost its processor
+    for (int patience = 10000; round.load(std::memory_order_acquire) == now;) {
+      if (patience-- <= 0) patience = 0, std::this_thread::yield();  // the other has lost its processor
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
@@ -351,8 +351,9 @@ class Workspace {
 // thrown across the face of a library.
 template <int GRAIN = W, class Body>
 int guarded(int64_t count, int64_t threads, const Body& body) noexcept try {
+  threads = std::min(threads, (count + GRAIN - 1) / GRAIN);
   if (threads <= 1) return count ? body(0, count) : 0;
-  std::vector<int> results(std::max<int64_t>(threads, 1), 0);
+  std::vector<int> results(threads, 0);
   in_threads<GRAIN>(count, threads, [&](int64_t part, int64_t first, int64_t last) {
     try {
       if (first < last) results[part] = body(first, last);

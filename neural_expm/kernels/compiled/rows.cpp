@@ -251,9 +251,8 @@ inline void frechet(const Source& A, const Source& E, int64_t at, const Network&
   Rows::store(evaluate<Rows, 2>(net, stream, false, team), at, out, Rows::band(team));
 }
 
-// From this n on threads share a matrix where there are fewer matrices than threads.  Below, waiting for another thread and
-// fetching what it has just written (some 9 GB/s) takes longer than computing it.
-constexpr int shared_from(int members) { return (members == 1 ? 80 : 64) / PARTS; }
+// From this n on threads share a matrix where there are fewer matrices than threads (defined with the size).
+constexpr int shared_from(int members) { return (members == 1 ? SHARED_FROM : SHARED_DERIVATIVE_FROM) / PARTS; }
 
 // body(first, last, stream, team) for parts of the batch, or for all of it in every thread of a team; the largest of its
 // results, negative where memory ran out.
