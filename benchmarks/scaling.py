@@ -38,7 +38,7 @@ MEMORY = 1 << 28  # bytes of one batch, at most
 CELL_S = 0.12  # repeat a cell for so long, at least twice
 # Or this often, if it takes no longer than so many seconds more: the first results of a size may wait for memory that a
 # virtual machine has to ask its host for.
-CALLS, PATIENCE_S = 6, 0.6
+CALLS, PATIENCE_S = 6, 4.0
 TRUTH = 64  # matrices whose error is measured
 CHUNK = 1 << 19  # bytes of a chunk whose product stays in the cache
 PRODUCTS_N = 16  # from here on the matrix products are the work

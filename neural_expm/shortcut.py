@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from .kernels.exponential_kernel import Bound
     from .networks.exponential import EquivariantExponential
 
-# Entries of a batch up to which a microsecond is seen, and computing it twice for a matrix outside costs little.
-FEW = 1 << 16
+# Entries of a batch up to which the route's questions are seen: of more, they take less than a hundredth of the time.
+FEW = 1 << 20
+# A batch with a matrix outside is computed twice.  From so many entries on that is worse than the questions: its shape
+# takes the route from then on.
+ONCE = 1 << 16
 SHAPES = 256  # that are remembered
 
 # Bound once: to look them up takes as long as to ask them.
@@ -80,7 +83,16 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         return None
     if A.requires_grad and torch.is_grad_enabled():
         return matrix_function(A, _AtOnce(ready))
-    return ready.bound.value(A, 0)
+    result = ready.bound.value(A, 0)
+    if result is None:
+        _refused(A)
+    return result
+
+
+def _refused(A: Tensor) -> None:
+    """A matrix of A may be outside."""
+    if A.numel() >= ONCE and (A.shape, A.dtype) in BOUND:
+        BOUND[A.shape, A.dtype] = False
 
 
 def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
@@ -115,6 +127,7 @@ class _AtOnce:
         self.levels = self.ready.levels()
         result = self.ready.bound.value(A, ctypes.addressof(self.levels))
         if result is None:
+            _refused(A)
             self.route = self.renewed()
             return self.route.value(A)
         return result

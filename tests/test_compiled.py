@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -353,3 +354,17 @@ def test_the_check_of_a_library_does_not_depend_on_threads(ready):
         counts = iter((first, second))
         ready.setattr(kernel, "_threads", lambda count, products, counts=counts: next(counts), raising=False)
         assert kernel.discrepancy() < compiled.CHECK[torch.float64]
+
+
+@needs_compiler
+def test_where_python_has_no_built_in_functions_of_ours_ctypes_calls(ready, monkeypatch):
+    A = matrices(1, 3, torch.float32)[0]
+    values = []
+    for name in ("cpython", "another"):
+        compiled.forget()
+        monkeypatch.setattr(sys.implementation, "name", name)
+        values.append(neural_expm.expm(A))
+        kind = type(compiled.find(A[None], "expm")._value_at_once)
+        assert (kind is types.BuiltinFunctionType) == (name == "cpython")
+    assert torch.equal(*values)
+    torch.testing.assert_close(values[0], torch.linalg.matrix_exp(A), rtol=1e-5, atol=1e-6)

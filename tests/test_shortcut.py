@@ -239,3 +239,20 @@ def test_a_loaded_network_is_a_copy(routed):
     assert not network(A).any()
     assert torch.equal(neural_expm.expm(A), expected)
     assert not routed
+
+
+def test_a_large_batch_with_a_matrix_outside_is_computed_twice_once(routed, monkeypatch):
+    monkeypatch.setattr(shortcut, "ONCE", 50)
+    few, many = (example(torch.Size((count, 3, 3)), torch.float32) for count in (5, 60))
+    for A in (few, many):
+        A[1] *= 1e5
+        truth = torch.linalg.matrix_exp(A[2:].double()).float()
+        for _ in range(2):
+            torch.testing.assert_close(neural_expm.expm(A)[2:], truth, rtol=1e-5, atol=1e-4)
+    assert len(routed) == 4
+    assert BOUND[few.shape, few.dtype]
+    assert BOUND[many.shape, many.dtype] is False
+    many[1] = 0
+    B = many.clone().requires_grad_()
+    neural_expm.expm(B).sum().backward()
+    assert len(routed) == 5

@@ -16,6 +16,7 @@ from ..exponential_kernel import (
     Rungs,
     worth_sorting,
 )
+from .builtin import builtin
 
 # From rows of so many bytes on a register holds a piece of a row instead of one entry of many matrices; up to LARGEST_N
 # that is faster than batched GEMMs (benchmarks/scaling.py).
@@ -97,6 +98,7 @@ class Kernel(ExponentialKernel, Library):
         self._value.argtypes = (pointer, integer, pointer, integer, pointer, pointer, integer)
         self._packed_value = library.neural_expm_packed_value
         self._packed_value.argtypes = (pointer, pointer, pointer, pointer)
+        self._value_at_once = builtin(library, "neural_expm_value_at_once") or self._packed_value
         self._packed_frechet = library.neural_expm_packed_frechet
         self._packed_frechet.argtypes = (pointer, *self._packed_value.argtypes)
         self._frechet.argtypes = (pointer, pointer, integer, pointer, pointer, pointer, integer)
@@ -119,6 +121,7 @@ class Kernel(ExponentialKernel, Library):
     def bound(self, count: int, rungs: Rungs) -> Bound:
         """As :meth:`ExponentialKernel.bound`."""
         value_of, frechet_of, empty_like = self._packed_value, self._packed_frechet, torch.empty_like
+        value_at_once = self._value_at_once
         ladder = ctypes.addressof(_ladder(rungs))
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
         alone = _Batch(ladder, count, 1, 0)
@@ -128,7 +131,7 @@ class Kernel(ExponentialKernel, Library):
         def value(A: Tensor, levels: int) -> Tensor | None:
             out = empty_like(A)
             if alone_at:
-                status = value_of(A.data_ptr(), levels, out.data_ptr(), alone_at)
+                status = value_at_once(A.data_ptr(), levels, out.data_ptr(), alone_at)
             else:
                 batch = _Batch(ladder, count, threads_for(work), 0)
                 status = value_of(A.data_ptr(), levels, out.data_ptr(), ctypes.addressof(batch))

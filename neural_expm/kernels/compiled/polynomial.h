@@ -178,6 +178,23 @@ int neural_expm_packed_value(const real* A, uint8_t* level, real* out, const Bat
   return neural_expm_value(&source, batch->count, batch->ladder, 0, level, out, batch->threads);
 }
 
+// And as a built-in function of Python (builtin.py), which lends the two functions that it takes to read integers and to
+// return one.
+struct PyObject;
+static void* (*as_pointer)(PyObject*);
+static PyObject* (*from_long)(long);
+
+void neural_expm_meet_python(void* (*pointer)(PyObject*), PyObject* (*number)(long)) {
+  as_pointer = pointer;
+  from_long = number;
+}
+
+PyObject* neural_expm_value_at_once(PyObject*, PyObject* const* argument, std::ptrdiff_t) {
+  return from_long(neural_expm_packed_value(
+      static_cast<const real*>(as_pointer(argument[0])), static_cast<uint8_t*>(as_pointer(argument[1])),
+      static_cast<real*>(as_pointer(argument[2])), static_cast<const Batch*>(as_pointer(argument[3]))));
+}
+
 int neural_expm_packed_frechet(const real* A, const real* E, const uint8_t* level, real* out, const Batch* batch) {
   const bool transposed = batch->how & 1;
   const Source point = {A, REALS, (transposed ? 1 : N) * PARTS, (transposed ? N : 1) * PARTS, batch->how >> 1};
