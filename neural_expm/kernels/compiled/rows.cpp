@@ -207,6 +207,23 @@ struct Rows {
   }
 };
 
+// A matrix on its way to the second-level cache while another is computed: a large batch lies far away.  Always inline: a
+// call of what does nothing but this is dropped for having no effect.
+template <bool WRITE>
+[[gnu::always_inline]] inline void fetch(const real* matrix) {
+  constexpr int LINE = 64 / sizeof(real);
+  for (int at = 0; at < REALS; at += LINE) __builtin_prefetch(matrix + at, WRITE, 2);
+}
+
+// The same for the next matrix of a thread that computes by itself, and for where this one's result goes.
+template <class Team, class... Sources>
+[[gnu::always_inline]] inline void fetch_around(int64_t at, int64_t last, real* out, const Sources&... sources) {
+  if constexpr (Team::ALONE) {
+    if (at + 1 < last) (fetch<false>(sources.data + (at + 1) * sources.matrix), ...);
+    if (out) fetch<true>(out + at * REALS);
+  }
+}
+
 // The first rung that serves a matrix: norm bound ≤ radii[r], or ‖A²‖_F^{1/2} ≤ majorants[r] while ‖A‖_F is at most
 // `ratio` times that (see certificate.py); `rungs` where none does.
 inline int first_rung(const Ladder& ladder, real norm, real root) {
@@ -216,14 +233,15 @@ inline int first_rung(const Ladder& ladder, real norm, real root) {
   return int(ladder.rungs);
 }
 
-// One matrix; whether some rung serves it.
+// One matrix of those before `last`; whether some rung serves it.
 template <class Team>
-inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust, uint8_t* level, num* stream, real* out,
-                  const Team& team) {
+inline bool value(const Source& A, int64_t at, int64_t last, const Ladder& ladder, bool trust, uint8_t* level,
+                  num* stream, real* out, const Team& team) {
   num* square = stream + Rows::TOKEN;
   const int rungs = int(ladder.rungs);
   const Band band = Rows::band(team);
   Rows::load(A, at, 1, stream);
+  fetch_around<Team>(at, last, out, A);
   Rows::product<1>(stream, stream, square, band);
   real norm = std::sqrt(Rows::squares(stream));
   if (!(norm <= ladder.radii[rungs - 1])) norm = careful_norm(A, at);  // or squares are out of range
@@ -244,10 +262,11 @@ inline bool value(const Source& A, int64_t at, const Ladder& ladder, bool trust,
 }
 
 template <class Team>
-inline void frechet(const Source& A, const Source& E, int64_t at, const Network& net, num* stream, real* out,
-                    const Team& team) {
+inline void frechet(const Source& A, const Source& E, int64_t at, int64_t last, const Network& net, num* stream,
+                    real* out, const Team& team) {
   Rows::load(A, at, scale_of(net), stream);
   Rows::load(E, at, scale_of(net), stream + Rows::TOKEN);
+  fetch_around<Team>(at, last, out, A, E);
   Rows::store(evaluate<Rows, 2>(net, stream, false, team), at, out, Rows::band(team));
 }
 
@@ -288,7 +307,7 @@ int neural_expm_value(const Source* A, int64_t count, const Ladder* ladder, int6
     bool outside = false;
     for (int64_t at = first; at < last; ++at) {
       if (at > first) team.meet();  // another may still fetch what is written over now
-      outside |= !value(*A, at, *ladder, trust, level, stream, out, team);
+      outside |= !value(*A, at, last, *ladder, trust, level, stream, out, team);
     }
     return int(outside);
   });
@@ -300,7 +319,7 @@ int neural_expm_frechet(const Source* A, const Source* E, int64_t count, const L
     for (int64_t at = first; at < last; ++at) {
       if (level[at] == ladder->rungs) continue;
       if (at > first) team.meet();
-      frechet(*A, *E, at, ladder->nets[std::max<int64_t>(level[at], ladder->least)], stream, out, team);
+      frechet(*A, *E, at, last, ladder->nets[std::max<int64_t>(level[at], ladder->least)], stream, out, team);
     }
     return 0;
   });
