@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .kernels.exponential_kernel import Bound
     from .networks.exponential import EquivariantExponential
 
-# Entries of a batch up to which the route's questions are seen: of more, they take less than a hundredth of the time.
+# Entries of a batch up to which the route's questions are seen: of more, they take a fiftieth of the time at most.
 FEW = 1 << 20
 # A batch with a matrix outside is computed twice.  From so many entries on that is worse than the questions: its shape
 # takes the route from then on.

@@ -11,7 +11,7 @@ import torch
 
 import neural_expm
 from neural_expm.kernels import compiled, layout, tape_layouts
-from neural_expm.networks import ladder
+from neural_expm.networks import ladder, plan
 
 
 @pytest.fixture
@@ -217,3 +217,20 @@ def test_rows_that_are_zero_in_some_matrices_are_computed(eager):
     torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A), rtol=1e-12, atol=1e-12)
     A[7, 3, 0] = torch.nan
     assert torch.isnan(neural_expm.expm(A)[7]).any()
+
+
+def test_squares_lie_where_those_of_the_last_batch_lay_and_nothing_else_does(eager):
+    """Fresh megabytes of memory take longer than the products that they are for."""
+    A, B = torch.randn(2, 40, 20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 5
+    squares = plan._squares(A)
+    torch.testing.assert_close(squares, A @ A)
+    assert plan._squares(B[:30]).data_ptr() == squares.data_ptr()
+    leaf = A.clone().requires_grad_()
+    first = neural_expm.expm(leaf)
+    neural_expm.expm(B)
+    torch.testing.assert_close(first, torch.linalg.matrix_exp(A), rtol=1e-13, atol=1e-13)
+    got = torch.autograd.grad(first, leaf, B)[0]
+    expected = torch.autograd.grad(torch.linalg.matrix_exp(leaf), leaf, B)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    eager.setattr(plan, "KEPT_BYTES", A.nbytes - 1)
+    assert plan._squares(A).data_ptr() != squares.data_ptr()

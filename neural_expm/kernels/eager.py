@@ -81,11 +81,8 @@ def occupied_rows(A: Tensor) -> int:
     n = A.shape[-1]
     if not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
         return n
-    first = A[0].ne(0).any(-1).tolist()
-    used = max((row + 1 for row in range(n) if first[row]), default=0)
-    below = A[:, max(used, 1) :]
-    low, high = torch.aminmax(torch.view_as_real(below.resolve_conj()) if A.is_complex() else below)
-    return max(used, 1) if low == high == 0 else n
+    used = max((row + 1 for row, occupied in enumerate(A[0].any(-1).tolist()) if occupied), default=1)
+    return n if torch.count_nonzero(A[:, used:]) else used
 
 
 def _fill(below: Tensor, used: int, diagonal: float, at: slice | Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
-from ..kernels.calling import readable
+from ..kernels.calling import CPU, readable
+from ..kernels.tape import KEPT_BYTES
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
@@ -103,7 +105,7 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
     # A recorder of operations would not see numbers that are read from memory.
     if 0 < count <= FEW and readable(A) and (plan := _plan_of_few(A, norm, ladder)) is not None:
         return plan
-    squares = torch.bmm(A, A) if n >= SQUARE_FIRST_N and count else None
+    squares = _squares(A) if n >= SQUARE_FIRST_N and count else None
     low, high = (float(x) for x in torch.aminmax(norm)) if count else (0.0, 0.0)
     # The rungs in question: all those below the last serve some matrices and not others.
     first, last = ladder.level(low), ladder.level(high)
@@ -117,6 +119,28 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
         first, root = 0, _frobenius_norm(squares).sqrt()
         within = ladder.within(norm, 0, last) | ladder.within_majorant(root, norm, last)
     return _grouped(within, first, norm, n, ladder, squares, trust)
+
+
+class _Kept(threading.local):
+    memory = torch.empty(0, dtype=torch.uint8, device=CPU)
+
+
+_kept = _Kept()
+
+
+def _squares(A: Tensor) -> Tensor:
+    """A² of a batch, written over by that of the next in this thread.
+
+    C libraries give megabytes back to the system as soon as they are freed, and fresh pages take longer than products.
+    """
+    if not A.is_cpu or not readable(A) or A.nbytes > KEPT_BYTES:
+        return torch.bmm(A, A)
+    if _kept.memory.numel() < A.nbytes:
+        # What is made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            _kept.memory = torch.empty(A.nbytes, dtype=torch.uint8, device=CPU)
+    out = _kept.memory[: A.nbytes].view(A.dtype).view(A.shape)
+    return torch.bmm(A.detach(), A.detach(), out=out)
 
 
 def _frobenius_norm(A: Tensor) -> Tensor:
