@@ -47,10 +47,12 @@ def _column(x: Tensor, like: Tensor) -> Tensor:
 
 
 def expm(A: Tensor) -> tuple[Tensor, Tensor]:
-    """The exponential by ``torch.linalg.matrix_exp``; NaN where A is not finite.
+    """The exponential by ``torch.linalg.matrix_exp``; NaN where A is not finite, unless it is a scalar.
 
     Source: Bader, Blanes, Casas (2019), Mathematics 7(12).
     """
+    if A.shape[-1] == 1:
+        return A.exp(), torch.zeros(A.shape[0], dtype=torch.bool, device=A.device)
     A = A.contiguous()
     finite = is_finite(A)
     # matrix_exp sorts matrices by norm and leaves those with a NaN norm unset.

@@ -52,7 +52,8 @@ def expm(
         return_report: also return a :class:`~neural_expm.report.Report`.
 
     Returns:
-        :math:`e^A`, same shape, dtype and device; NaN for a matrix with NaN or infinite entries.
+        :math:`e^A`, same shape, dtype and device; NaN for a matrix with NaN or infinite entries (but the scalar
+        :math:`e^{\pm\infty}` for n = 1).
 
     Raises:
         InputTypeError, InputError: A is not a dense floating or complex tensor of square matrices with values; or an

@@ -1,4 +1,4 @@
-"""A few plain matrices straight to a native kernel: the answer of the route, without its questions.
+"""A few plain matrices straight to their kernel: the answer of the route, without its questions.
 
 A program that calls ``expm`` on one small matrix thousands of times waits for Python, not for products: the route asks
 some forty questions, ten microseconds in all, most of which are about transforms, options and reports.  Here the few
@@ -56,11 +56,18 @@ PLAIN_OR_CONJUGATE = aside(partial(_keys_of, torch.float32, torch.complex64))
 
 
 class Ready(NamedTuple):
-    """What is known of a shape and dtype: the network, the calls of the kernel that will answer, room for rungs."""
+    """What is known of a shape and dtype: the network, the calls of the kernel that will answer, room for rungs.
+
+    Where ``once`` holds, all batches of the shape take the route after one that has to.
+    """
 
     network: EquivariantExponential
     bound: Bound
     levels: type[ctypes.Array[ctypes.c_uint8]]
+    once: bool
+
+
+SCALAR = "1 x 1"  # what is known of those: torch has their exponential, and its derivatives
 
 
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
@@ -81,34 +88,44 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         ready = _bind(A, default)
     if not ready:
         return None
+    if isinstance(ready, str):
+        return A.exp()
     if A.requires_grad and torch.is_grad_enabled():
         return matrix_function(A, _AtOnce(ready))
     result = ready.bound.value(A, 0)
     if result is None:
-        _refused(A)
+        _refused(A, ready)
     return result
 
 
-def _refused(A: Tensor) -> None:
-    """A matrix of A may be outside."""
-    if A.numel() >= ONCE and (A.shape, A.dtype) in BOUND:
+def _refused(A: Tensor, ready: Ready) -> None:
+    """A has to take the route."""
+    if ready.once and (A.shape, A.dtype) in BOUND:
         BOUND[A.shape, A.dtype] = False
 
 
-def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
-    """What there is for batches like A, remembered once it stays so; nothing as False."""
+def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | str | None:
+    """What there is for batches like A, remembered once it stays so."""
     shape, dtype = A.shape, A.dtype
-    if not 0 < A.numel() <= FEW or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
+    if not A.numel() or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
+        return None
+    if shape[-1] == 1:
+        return _remembered(A, SCALAR)
+    if A.numel() > FEW:
         return None
     flat, network = A.detach().reshape(-1, *shape[-2:]), default(dtype.to_real())
-    settled = network.settled(flat)  # before a kernel is chosen: the next one may be another
-    ready, kernel, count = None, network.kernel(flat), flat.shape[0]
-    if kernel is not None:
-        ready = Ready(network, kernel.bound(count, network.rungs(dtype.to_real())), ctypes.c_uint8 * count)
-    if settled:
-        if len(BOUND) >= SHAPES:
-            BOUND.clear()
-        BOUND[shape, dtype] = ready or False
+    settled = network.settled(flat)  # before the calls are chosen: the next ones may be others
+    bound = network.calls(flat)
+    if bound is None:
+        return None
+    ready = Ready(network, bound, ctypes.c_uint8 * flat.shape[0], A.numel() >= ONCE)
+    return _remembered(A, ready) if settled else ready
+
+
+def _remembered(A: Tensor, ready: Ready | str) -> Ready | str:
+    if len(BOUND) >= SHAPES:
+        BOUND.clear()
+    BOUND[A.shape, A.dtype] = ready
     return ready
 
 
@@ -127,7 +144,7 @@ class _AtOnce:
         self.levels = self.ready.levels()
         result = self.ready.bound.value(A, ctypes.addressof(self.levels))
         if result is None:
-            _refused(A)
+            _refused(A, self.ready)
             self.route = self.renewed()
             return self.route.value(A)
         return result

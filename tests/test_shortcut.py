@@ -16,14 +16,14 @@ pytestmark = needs_compiler
 CASES = [((3, 3), torch.float32), ((7, 3, 3), torch.float32), ((2, 2, 5, 5), torch.complex128)]
 
 
-@pytest.fixture(params=["compiled", pytest.param("assembled", marks=needs_code)])
+@pytest.fixture(params=["compiled", pytest.param("assembled", marks=needs_code), "eager"])
 def kernel(request):
     """Which kernel there is."""
     request.getfixturevalue("ready" if request.param == "compiled" else "fresh")
     patch = request.getfixturevalue("monkeypatch")
-    if request.param == "assembled":
+    if request.param != "compiled":
         patch.setenv("NEURAL_EXPM_COMPILE", "0")
-        patch.setenv("NEURAL_EXPM_ASSEMBLE", "1")
+        patch.setenv("NEURAL_EXPM_ASSEMBLE", "1" if request.param == "assembled" else "0")
         assembled.forget()
     return request.param
 
@@ -172,7 +172,7 @@ def test_a_kernel_that_has_just_been_compiled_takes_over(ready, monkeypatch):
     assert "compiled" in BOUND[A.shape, A.dtype].bound.value.__module__
 
 
-def test_nothing_is_bound_while_another_kernel_may_come(routed, monkeypatch):
+def test_nothing_is_bound_while_another_kernel_may_come(kernel, routed, monkeypatch):
     monkeypatch.setattr(native, "settled", lambda *_: False)
     A = example(torch.Size((3, 3)), torch.float32)
     BOUND.clear()
@@ -180,7 +180,7 @@ def test_nothing_is_bound_while_another_kernel_may_come(routed, monkeypatch):
         neural_expm.expm(A), torch.linalg.matrix_exp(A.double()).float(), rtol=1e-5, atol=1e-4
     )
     assert not BOUND
-    assert not routed
+    assert routed == (["expm"] if kernel == "eager" else [])
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
@@ -256,3 +256,20 @@ def test_a_large_batch_with_a_matrix_outside_is_computed_twice_once(routed, monk
     B = many.clone().requires_grad_()
     neural_expm.expm(B).sum().backward()
     assert len(routed) == 5
+
+
+def test_scalars_take_no_route(routed):
+    """Torch has their exponential, with its limits and its derivatives."""
+    for dtype in (torch.float32, torch.complex128):
+        A = example(torch.Size((7, 1, 1)), dtype)
+        torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A))
+        leaf = A.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(neural_expm.expm(leaf).abs().sum(), leaf, create_graph=True)
+        assert torch.autograd.grad(slope.abs().sum(), leaf)[0].isfinite().all()
+    limits = torch.tensor([torch.inf, -torch.inf, 1e4, torch.nan])[:, None, None]
+    assert not routed
+    expected = torch.tensor([torch.inf, 0, torch.inf, torch.nan])[:, None, None]
+    assert torch.equal(neural_expm.expm(limits).nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    value, report = neural_expm.expm(limits, return_report=True)
+    assert torch.equal(value.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    assert not report.inside.any()

@@ -79,8 +79,8 @@ def occupied_rows(A: Tensor) -> int:
     exp of [[A, b], [0, 0]] ends with the rows of the identity.
     """
     n = A.shape[-1]
-    if not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
-        return n
+    if A.shape[0] < 2 or not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
+        return n  # a lone matrix gains nothing (``Alone``)
     used = max((row + 1 for row, occupied in enumerate(A[0].any(-1).tolist()) if occupied), default=1)
     return n if torch.count_nonzero(A[:, used:]) else used
 

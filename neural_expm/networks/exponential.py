@@ -14,15 +14,16 @@ from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
-from ..kernels.exponential_kernel import ExponentialKernel, Rungs
+from ..kernels.exponential_kernel import Bound, ExponentialKernel, Rungs
 from ..kernels.precision import HALF, full_precision
 from ..kernels.results import empty_result
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
+from .at_once import by_torch
 from .derived import Derived
 from .equivariant import EquivariantTransformer
-from .ladder import MAJORANT_RATIO, Ladder
+from .ladder import MAJORANT_RATIO, Ladder, Rung
 from .plan import Plan, TieredPlan, plan_for, reasons
 from .pretrained import Pretrained
 from .protocols import Network
@@ -122,15 +123,26 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         plan = plan_for(A, self.ladder, trust)
         if A.shape[-1] == 1:
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
-        occupied = eager.occupied_rows(A) if A.shape[0] else None
+        occupied = eager.occupied_rows(A)
         for rung, rows in plan.by_group():
-            tier = self.tiers[rung.tier]
-            weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential(
-                A, None, weights, tier.identity, rung.squarings, out, rows, plan.squares, occupied
-            )
+            self.by_torch(A, None, rung, rows, out, plan.squares, occupied)
         plan.squares = None
         return out, plan
+
+    def by_torch(
+        self,
+        A: Tensor,
+        E: Tensor | None,
+        rung: Rung,
+        rows: Tensor | None,
+        out: Tensor,
+        squares: Tensor | None = None,
+        occupied: int | None = None,
+    ) -> None:
+        """Out[rows] ← exp(A[rows]), or L(A[rows], E[rows]), by one rung and torch operations (``kernels/eager.py``)."""
+        tier = self.tiers[rung.tier]
+        weights = tier.packed(A.dtype.to_real(), A.device)
+        eager.exponential(A, E, weights, tier.identity, rung.squarings, out, rows, squares, occupied)
 
     def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self.rungs(A.dtype.to_real()), trust, out)
@@ -155,14 +167,16 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
             None, levels, self.ladder, count, device, reason, kernel="triton", tiers=tiers, got=tuple(got)
         )
 
-    @staticmethod
-    def kernel(A: Tensor) -> ExponentialKernel | None:
-        """The native kernel that is ready for A, shape (batch, n, n), readable, on the CPU."""
-        return cast("ExponentialKernel | None", native.ready(A, "expm"))
+    def calls(self, A: Tensor) -> Bound | None:
+        """What answers now for batches like A, readable, on the CPU; None where a native kernel may yet come."""
+        kernel = cast("ExponentialKernel | None", native.ready(A, "expm"))
+        if kernel is not None:
+            return kernel.bound(A.shape[0], self.rungs(A.dtype.to_real()))
+        return by_torch(self, A.shape[0]) if self.settled(A) else None
 
     def settled(self, A: Tensor) -> bool:
-        """Whether :meth:`kernel` and :meth:`rungs` are the same for all such batches from now on."""
-        return self.shared and native.settled(A, "expm")
+        """Whether :meth:`calls` are the same for all such batches from now on."""
+        return self.shared and native.settled(A, "expm") and triton_route.find(A, self) is None
 
     def rungs(self, dtype: torch.dtype) -> Rungs:
         """The ladder for the native kernels, in a real dtype; made anew after weights were loaded."""
@@ -224,10 +238,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
             return out
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         for rung, rows in plan.by_group():
-            rung = rungs[max(rungs.index(rung), floor)]
-            tier = self.tiers[rung.tier]
-            weights = tier.packed(A.dtype.to_real(), A.device)
-            eager.exponential(A, E, weights, tier.identity, rung.squarings, out, rows)
+            self.by_torch(A, E, rungs[max(rungs.index(rung), floor)], rows, out)
         return out
 
     def program(self) -> triton_route.Traced:

@@ -18,9 +18,11 @@ from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
 SQUARE_FIRST_N = 16
-# On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers, and for one
-# below this n the Frobenius norm has to do.
-FEW, SINGLE_SHARPER_N = 16, 64
+# On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers.
+FEW = 16
+# For a lone one sharper bounds cost more than they save below the first n, and below the second one where the Frobenius
+# norm asks for no squaring; squarings also cost digits.
+LONE_SHARPER_N = 96, 200
 
 
 @dataclass
@@ -154,12 +156,16 @@ def _plan_of_few(A: Tensor, norm: Tensor, ladder: Ladder) -> Plan | None:
     """The plan in plain numbers; None where a matrix may be outside."""
     (count, n), norms = A.shape[:2], norm.tolist()
     levels, squares = [ladder.level(bound) for bound in norms], None
-    if n >= (SINGLE_SHARPER_N if count == 1 else SQUARE_FIRST_N):
+    sharper = n >= SQUARE_FIRST_N
+    if count == 1:
+        squared = levels[0] == len(ladder.rungs) or ladder.rungs[levels[0]].squarings > 0
+        sharper = n >= LONE_SHARPER_N[0 if squared else 1]
+    if sharper:
         squares = torch.bmm(A, A)
         for i, root in enumerate(_frobenius_norm(squares).sqrt_().tolist()):
             if norms[i] <= MAJORANT_RATIO * root:
                 levels[i] = min(levels[i], bisect_left(ladder.majorant_radii, root))
-    if max(levels) == len(ladder.rungs) or (count == 1 and n >= SINGLE_SHARPER_N and any(levels)):
+    if max(levels) == len(ladder.rungs) or (count == 1 and sharper and any(levels)):
         bounds = norm_bound(A).tolist()
         levels = [min(level, ladder.level(bound)) for level, bound in zip(levels, bounds, strict=True)]
         if max(levels) == len(ladder.rungs):

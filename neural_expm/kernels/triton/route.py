@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..calling import CHECK, readable
+from ..calling import BOUND, CHECK, readable
 from ..compiled import DTYPES
 from ..rules import Rules, numbers
 from ..tracing import constant_in_traces
@@ -203,6 +203,7 @@ def forget() -> None:
     """Start anew, as a fresh process would."""
     global _logged
     _kernels.clear()
+    BOUND.clear()
     _logged = False
 
 
