@@ -211,6 +211,11 @@ def _apply(
 ) -> Tensor | tuple[Tensor, Report]:
     validate.matrix(A, function)
     validate.gradient(function, grad)
+    if torch._C._get_tracing_state() is not None:
+        raise InputError(
+            f"{function}: torch.jit.trace would record what suits the norms of one input; "
+            "use torch.compile or torch.export with outside='trust'"
+        )
     B = _in_dtype(A, validate.working_dtype(function, A.dtype))
     if torch.compiler.is_compiling() and outside == "trust":
         if return_report:

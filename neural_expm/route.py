@@ -10,6 +10,7 @@ from torch import Tensor
 from .domain import Reason
 from .errors import OutsideDomainError, UndefinedFunctionError
 from .kernels.precision import full_precision
+from .kernels.results import reshaped
 from .networks.protocols import Network
 from .report import Report, batch_index
 
@@ -49,7 +50,7 @@ class Route:
             result, self.outcome = self.network.run(flat, trust=self.outside == "trust")
             if self.outcome.reason is not None and self.outside != "trust":
                 self.settle(flat, result, A.shape[:-2])
-        return result if A.ndim == 3 else result.reshape(A.shape)
+        return reshaped(result, A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         """L(A, E), shape (*, n, n).
@@ -76,7 +77,7 @@ class Route:
                         result[rows] = exact.FRECHET[self.function](flat[rows], direction[rows])
                 else:
                     result[rows] = torch.nan
-        return result if A.ndim == 3 else result.reshape(E.shape)
+        return reshaped(result, E.shape)
 
     def settle(self, A: Tensor, result: Tensor, batch: torch.Size) -> None:
         """Fill in the rows outside, or raise for them."""

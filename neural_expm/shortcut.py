@@ -67,7 +67,7 @@ class Ready(NamedTuple):
     once: bool
 
 
-SCALAR = "1 x 1"  # what is known of those: torch has their exponential, and its derivatives
+SCALAR = "1 x 1"  # what is known of those: torch has their exponential
 
 
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
@@ -88,9 +88,12 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         ready = _bind(A, default)
     if not ready:
         return None
-    if isinstance(ready, str):
-        return A.exp()
-    if A.requires_grad and torch.is_grad_enabled():
+    differentiable = A.requires_grad and torch.is_grad_enabled()
+    if isinstance(
+        ready, str
+    ):  # whose derivative would keep the result, so that nobody could change that in place
+        return None if differentiable else A.exp()
+    if differentiable:
         return matrix_function(A, _AtOnce(ready))
     result = ready.bound.value(A, 0)
     if result is None:

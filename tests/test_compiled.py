@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gc
+import importlib
 import logging
 import os
 import platform
@@ -21,7 +24,7 @@ from compiled_cases import ROUNDINGS, SHAPES, SHARED, double, matrices, needs_co
 import neural_expm
 from neural_expm import kernels
 from neural_expm.kernels import compiled
-from neural_expm.kernels.compiled import toolchain
+from neural_expm.kernels.compiled import builtin, toolchain
 
 
 @needs_compiler
@@ -368,3 +371,15 @@ def test_where_python_has_no_built_in_functions_of_ours_ctypes_calls(ready, monk
         assert (kind is types.BuiltinFunctionType) == (name == "cpython")
     assert torch.equal(*values)
     torch.testing.assert_close(values[0], torch.linalg.matrix_exp(A), rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_a_built_in_outlives_the_module_that_made_it(ready):
+    """As when an interactive session loads its modules again."""
+    A = matrices(1, 3, torch.float32)[0]
+    expected = neural_expm.expm(A)
+    importlib.reload(builtin)
+    gc.collect()
+    rubble = [ctypes.create_string_buffer(b"\xff" * 31) for _ in range(2000)]
+    assert torch.equal(neural_expm.expm(A), expected)
+    assert len(rubble) == 2000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import neural_expm
-from neural_expm.kernels import compiled, layout, tape_layouts
+from neural_expm.kernels import compiled, layout, results, tape_layouts
 from neural_expm.networks import ladder, plan
 
 
@@ -219,18 +219,42 @@ def test_rows_that_are_zero_in_some_matrices_are_computed(eager):
     assert torch.isnan(neural_expm.expm(A)[7]).any()
 
 
-def test_squares_lie_where_those_of_the_last_batch_lay_and_nothing_else_does(eager):
+@pytest.mark.skipif(not results._SYSTEM_CAN, reason="a system without MADV_FREE keeps no memory")
+def test_squares_lie_where_earlier_ones_lay(eager):
     """Fresh megabytes of memory take longer than the products that they are for."""
-    A, B = torch.randn(2, 40, 20, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 5
-    squares = plan._squares(A)
-    torch.testing.assert_close(squares, A @ A)
-    assert plan._squares(B[:30]).data_ptr() == squares.data_ptr()
-    leaf = A.clone().requires_grad_()
-    first = neural_expm.expm(leaf)
-    neural_expm.expm(B)
-    torch.testing.assert_close(first, torch.linalg.matrix_exp(A), rtol=1e-13, atol=1e-13)
-    got = torch.autograd.grad(first, leaf, B)[0]
-    expected = torch.autograd.grad(torch.linalg.matrix_exp(leaf), leaf, B)[0]
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
-    eager.setattr(plan, "KEPT_BYTES", A.nbytes - 1)
-    assert plan._squares(A).data_ptr() != squares.data_ptr()
+    eager.setattr(plan, "SQUARES_BYTES", 1)
+    A = torch.randn(40, 20, 20, dtype=torch.float64, generator=cases.generator(0)) / 5
+    squares = [plan._squares(A) for _ in range(2)]
+    torch.testing.assert_close(squares[0], A @ A)
+    places = {each.data_ptr() for each in squares}
+    assert len(places) == 2
+    squares.clear()
+    assert plan._squares(A).data_ptr() in places
+
+
+@pytest.mark.parametrize(("n", "count"), [(3, 1), (3, 300), (12, 40), (20, 40), (33, 2)])
+def test_whoever_computes_while_another_does_in_the_same_thread_disturbs_nothing(eager, n, count):
+    """As a signal handler does, or a mode of torch's."""
+    A, B, G = torch.randn(3, count, n, n, dtype=torch.float64, generator=cases.generator(0)) / n**0.5
+
+    def both():
+        leaf = A.clone().requires_grad_()
+        value = neural_expm.expm(leaf)
+        return value, torch.autograd.grad(value, leaf, G)[0]
+
+    class Interrupting(torch.overrides.TorchFunctionMode):
+        calls, busy = 0, False
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if not self.busy:
+                self.calls, self.busy = self.calls + 1, True
+                neural_expm.expm(B * self.calls)
+                self.busy = False
+            return function(*args, **(kwargs or {}))
+
+    expected = both()
+    with Interrupting() as mode:
+        got = both()
+    assert mode.calls > 5
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

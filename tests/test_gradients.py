@@ -249,3 +249,17 @@ def test_a_complex_matrix_at_a_real_checkpoint_has_a_gradient():
     (ours,) = torch.autograd.grad(neural_expm.expm(A, model="expm-relu-n3-10k"), A, G)
     (theirs,) = torch.autograd.grad(torch.linalg.matrix_exp(A), A, G)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (4, 3, 3), (2, 2, 3, 3)])
+@pytest.mark.parametrize("options", [{}, {"outside": "trust"}, {"return_report": True}])
+def test_a_result_may_be_changed_in_place(shape, options):
+    """As one of torch's: backward needs A, not the result."""
+    for function in (neural_expm.expm, neural_expm.sign, neural_expm.sqrtm):
+        A = torch.eye(shape[-1], dtype=torch.float64).expand(shape).clone()
+        A = (A + 0.1 * torch.rand(shape, generator=cases.generator(0), dtype=torch.float64)).requires_grad_()
+        results = [function(A, **options) for _ in range(2)]
+        first, second = (X[0] if isinstance(X, tuple) else X for X in results)
+        (expected,) = torch.autograd.grad(2 * first.sum(), A)
+        (got,) = torch.autograd.grad(second.mul_(2).sum(), A)
+        torch.testing.assert_close(got, expected)

@@ -245,3 +245,11 @@ def test_a_domain_that_cannot_be_is_refused(wrong):
 def test_a_shipped_checkpoint_has_no_revisions():
     with pytest.raises(neural_expm.InputError, match="revision='x' is for a Hub id"):
         neural_expm.load("expm-equivariant", revision="x")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("outside", ["exact", "trust"])
+def test_a_recorder_of_one_input_is_refused(outside):
+    """It would play what suits the norms of that input to every other."""
+    with pytest.raises(neural_expm.InputError, match=r"torch\.export"):
+        torch.jit.trace(lambda A: neural_expm.expm(A, outside=outside), torch.zeros(2, 3, 3))

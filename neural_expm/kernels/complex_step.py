@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .chunks import equal_chunks, take
 from .layout import BATCH_LAST_N, BatchFirst, change_layout, chunk_length
-from .tape import Form, tape_for
+from .tape import Form, borrowed_tape
 
 # h times the largest entry of E; its square is what the value, and so the derivative, is off by.
 STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
@@ -47,20 +47,20 @@ def frechet(
     if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
         count = -(-count // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
-    tape = tape_for(A, form, weights, identity, squarings, A.dtype.to_complex())
-    value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
-    derivative = torch.view_as_real(tape.result)[..., 1]
-    magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet
-    for at in equal_chunks(total, count, rows):
-        along = take(E, at)
-        # Each direction by its own size: beside a huge one a small one would be lost.  An entry cannot overflow, and
-        # neither can what follows where the derivative does not.
-        torch.abs(along, out=magnitudes)
-        size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
-        change_layout(take(A, at), value, 2.0**-squarings)
-        torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
-        tape.replay()
-        result = out[at] if isinstance(at, slice) else along
-        torch.mul(derivative, 1 / step, out=result).mul_(size)
-        if isinstance(at, Tensor):
-            out.index_copy_(0, at, result)
+    with borrowed_tape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
+        value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
+        derivative = torch.view_as_real(tape.result)[..., 1]
+        magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet
+        for at in equal_chunks(total, count, rows):
+            along = take(E, at)
+            # Each direction by its own size: beside a huge one a small one would be lost.  An entry cannot overflow,
+            # and neither can what follows where the derivative does not.
+            torch.abs(along, out=magnitudes)
+            size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
+            change_layout(take(A, at), value, 2.0**-squarings)
+            torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
+            tape.replay()
+            result = out[at] if isinstance(at, slice) else along
+            torch.mul(derivative, 1 / step, out=result).mul_(size)
+            if isinstance(at, Tensor):
+                out.index_copy_(0, at, result)

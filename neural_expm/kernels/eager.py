@@ -16,7 +16,7 @@ from torch import Tensor
 from . import complex_step
 from .calling import readable
 from .chunks import equal_chunks, take
-from .tape import Form, tape_for
+from .tape import Form, borrowed_tape
 from .tape_layouts import Adjoint, TapeLayout, tape_layout
 
 
@@ -53,7 +53,6 @@ def exponential(
     layout, count = tape_layout(A, total, members)
     n, scale = A.shape[-1], 2.0**-squarings
     used = n if occupied is None or E is not None or not layout.spares_rows else occupied
-    tape = tape_for(A, Form(layout, count, n, used, members), weights, identity, squarings)
     sources = [(A.mT if layout is Adjoint else A, scale)]
     if E is not None:
         sources.append((E, scale))
@@ -61,16 +60,17 @@ def exponential(
         sources.append((squares, scale * scale))
     if used < n:
         sources = [(X[:, :used], factor) for X, factor in sources]
-    for at in equal_chunks(total, count, rows):  # so that one tape serves all
-        for (source, factor), token in zip(sources, tape.inputs, strict=False):
-            _load(layout, source, at, token, factor)
-        direct = isinstance(at, slice) and E is None and used == n
-        place = layout.token_of(out[at]) if direct else None
-        tape.replay(squares is not None, place)
-        if place is None:
-            _store(layout, tape.result, out[:, :used], at)
-        if used < n:  # while the lines of the cache that they share with the rows above are there
-            _fill(out[:, used:], used, identity ** (2**squarings), at)
+    with borrowed_tape(A, Form(layout, count, n, used, members), weights, identity, squarings) as tape:
+        for at in equal_chunks(total, count, rows):  # so that one tape serves all
+            for (source, factor), token in zip(sources, tape.inputs, strict=False):
+                _load(layout, source, at, token, factor)
+            direct = isinstance(at, slice) and E is None and used == n
+            place = layout.token_of(out[at]) if direct else None
+            tape.replay(squares is not None, place)
+            if place is None:
+                _store(layout, tape.result, out[:, :used], at)
+            if used < n:  # while the lines of the cache that they share with the rows above are there
+                _fill(out[:, used:], used, identity ** (2**squarings), at)
 
 
 def occupied_rows(A: Tensor) -> int:

@@ -29,17 +29,26 @@ _SYSTEM_CAN = all(hasattr(mmap, name) for name in ("MADV_FREE", "MAP_PRIVATE", "
 _kept: list[mmap.mmap] = []
 
 
-def empty_result(A: Tensor) -> Tensor:
+def empty_result(A: Tensor, large: int | None = None) -> Tensor:
     """Uninitialised and contiguous, with the shape, dtype and device of A, which is (batch, n, n).
+
+    Args:
+        A: a batch.
+        large: bytes from which on memory is used again; None for ``LARGE``.
 
     A tensor like any other, except that neither ``resize_`` can make it larger nor ``untyped_storage().resize_(0)`` let
     go of its memory, as with one that came from NumPy.
     """
-    if A.nbytes >= LARGE and _SYSTEM_CAN and A.is_cpu and readable(A):
+    if A.nbytes >= (LARGE if large is None else large) and _SYSTEM_CAN and A.is_cpu and readable(A):
         block = _take(A.nbytes)
         if block is not None:
             return _lend(block, A)
     return torch.empty_like(A, memory_format=torch.contiguous_format)
+
+
+def reshaped(result: Tensor, shape: torch.Size) -> Tensor:
+    """A fresh contiguous result with another shape; not as a view, which autograd lets nobody change in place."""
+    return result if result.shape == shape else torch.ops.aten._unsafe_view.default(result, shape)
 
 
 def _take(size: int) -> mmap.mmap | None:

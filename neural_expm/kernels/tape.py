@@ -2,7 +2,7 @@
 
 On a chunk that fits the cache a torch call computes for a few microseconds, and making the views that it works on costs
 as much.  A tape makes them once for a (network, size, count); a thread keeps its last tapes, which share one piece of
-memory, because a thread replays one at a time.
+memory and are lent to one user at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -138,43 +139,52 @@ class Tape:
 
 
 class _Kept(threading.local):
-    """The tapes and the memory of one thread."""
+    """The tapes and the memory of one thread, and whether one of them is in use."""
 
     def __init__(self) -> None:
         self.tapes: OrderedDict[tuple, tuple[Tape, list[Tensor]]] = OrderedDict()
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self.lent = False
 
 
 _kept = _Kept()
 
 
-def tape_for(
+@contextmanager
+def borrowed_tape(
     A: Tensor,
     form: Form,
     weights: list[Tensor],
     identity: float,
     squarings: int,
     dtype: torch.dtype | None = None,
-) -> Tape:
+) -> Iterator[Tape]:
     """A tape for matrices like those of A, (batch, n, n), in their dtype or another; made anew where it is not kept.
 
-    Nothing is kept on a GPU, where two streams of one thread may run side by side.
+    Nothing is kept on a GPU, where two streams of one thread may run side by side, nor for whoever computes while
+    another is at it in the same thread: a signal handler, or a mode of torch's.
     """
     dtype, size = dtype or A.dtype, form.size(len(weights) - 1)
     make = partial(Tape, form, weights, identity, squarings)
-    if A.device.type != "cpu" or type(A) is not Tensor or size * dtype.itemsize > KEPT_BYTES:
-        return make(A.new_empty(size, dtype=dtype))
-    # The tape keeps the list of weights alive, so that its id names no other one.
-    key = (dtype, form, id(weights), squarings)
-    found = _kept.tapes.get(key)
-    if found is None:
-        # What is made in inference mode could not be written to outside it.
-        with torch.inference_mode(False):
-            _kept.tapes[key] = found = make(_memory(dtype, size)), weights
-        while len(_kept.tapes) > KEPT:
-            _kept.tapes.popitem(last=False)
-    _kept.tapes.move_to_end(key)
-    return found[0]
+    large = size * dtype.itemsize > KEPT_BYTES
+    if _kept.lent or large or A.device.type != "cpu" or type(A) is not Tensor:
+        yield make(A.new_empty(size, dtype=dtype))
+        return
+    _kept.lent = True
+    try:
+        # The tape keeps the list of weights alive, so that its id names no other one.
+        key = (dtype, form, id(weights), squarings)
+        found = _kept.tapes.get(key)
+        if found is None:
+            # What is made in inference mode could not be written to outside it.
+            with torch.inference_mode(False):
+                _kept.tapes[key] = found = make(_memory(dtype, size)), weights
+            while len(_kept.tapes) > KEPT:
+                _kept.tapes.popitem(last=False)
+        _kept.tapes.move_to_end(key)
+        yield found[0]
+    finally:
+        _kept.lent = False
 
 
 def _memory(dtype: torch.dtype, size: int) -> Tensor:

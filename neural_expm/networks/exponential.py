@@ -16,7 +16,7 @@ from ..kernels import eager, native
 from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Bound, ExponentialKernel, Rungs
 from ..kernels.precision import HALF, full_precision
-from ..kernels.results import empty_result
+from ..kernels.results import empty_result, reshaped
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
@@ -316,12 +316,14 @@ class Trusted:
         if not A.numel():
             return A.clone()
         with full_precision(A):
-            return self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0].reshape(A.shape)
+            result = self.network.run(A.reshape(-1, *A.shape[-2:]), trust=True)[0]
+            return reshaped(result, A.shape)
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
         flat = A.reshape(-1, *A.shape[-2:])
         with full_precision(A):
-            return self.network.run_frechet(flat, E.reshape(flat.shape), None).reshape(A.shape)
+            result = self.network.run_frechet(flat, E.reshape(flat.shape), None)
+            return reshaped(result, A.shape)
 
     def renewed(self) -> Trusted:
         return self

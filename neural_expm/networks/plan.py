@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,16 @@ import torch
 from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
-from ..kernels.calling import CPU, readable
-from ..kernels.tape import KEPT_BYTES
+from ..kernels.calling import readable
+from ..kernels.results import empty_result
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
 SQUARE_FIRST_N = 16
+# Squares of so many bytes lie where others have lain: with a result as large C libraries give them to the system at
+# once, and fresh pages take longer than the products.
+SQUARES_BYTES = 1 << 20
 # On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers.
 FEW = 16
 # For a lone one sharper bounds cost more than they save below the first n, and below the second one where the Frobenius
@@ -123,26 +125,11 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
     return _grouped(within, first, norm, n, ladder, squares, trust)
 
 
-class _Kept(threading.local):
-    memory = torch.empty(0, dtype=torch.uint8, device=CPU)
-
-
-_kept = _Kept()
-
-
 def _squares(A: Tensor) -> Tensor:
-    """A² of a batch, written over by that of the next in this thread.
-
-    C libraries give megabytes back to the system as soon as they are freed, and fresh pages take longer than products.
-    """
-    if not A.is_cpu or not readable(A) or A.nbytes > KEPT_BYTES:
+    """A² of a batch."""
+    if not readable(A):
         return torch.bmm(A, A)
-    if _kept.memory.numel() < A.nbytes:
-        # What is made in inference mode could not be written to outside it.
-        with torch.inference_mode(False):
-            _kept.memory = torch.empty(A.nbytes, dtype=torch.uint8, device=CPU)
-    out = _kept.memory[: A.nbytes].view(A.dtype).view(A.shape)
-    return torch.bmm(A.detach(), A.detach(), out=out)
+    return torch.bmm(A.detach(), A.detach(), out=empty_result(A, SQUARES_BYTES))
 
 
 def _frobenius_norm(A: Tensor) -> Tensor:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 
 METH_FASTCALL = 0x0080  # of methodobject.h: (self, array of arguments, their number)
 
-_kept: list[ctypes.Structure] = []  # what Python holds the bare addresses of
-
 
 class _MethodDef(ctypes.Structure):
     _fields_ = (
@@ -40,7 +38,7 @@ def builtin(library: ctypes.CDLL, name: str) -> Callable[..., int] | None:
     definition = _MethodDef(
         name.encode(), ctypes.cast(getattr(library, name), ctypes.c_void_p), METH_FASTCALL
     )
-    _kept.append(definition)
+    api.Py_IncRef(ctypes.py_object(definition))  # for ever: Python holds its bare address
     # A prototype of our own: those of ``ctypes.pythonapi`` are everybody's.
     make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
         ("PyCFunction_NewEx", api)
