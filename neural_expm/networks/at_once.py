@@ -14,18 +14,40 @@ from torch import Tensor
 from ..kernels.eager import occupied_rows
 from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
-from .plan import plan_for
+from ..kernels.tape import Form, borrowed_tape
+from ..kernels.tape_layouts import tape_layout
+from .plan import FEW, FEW_SHARPER_N, LONE_SHARPER_N, frobenius_norms, plan_for
 
 if TYPE_CHECKING:
     from .exponential import EquivariantExponential
 
 
-def by_torch(network: EquivariantExponential, count: int) -> Bound:
-    """The calls for ``count`` matrices."""
+def by_torch(network: EquivariantExponential, count: int, n: int) -> Bound:
+    """The calls for ``count`` matrices n × n."""
     ladder = network.ladder
 
+    def together(A: Tensor, levels: int) -> Tensor | None:
+        """As ``value``, where one rung and one tape serve all and a sharper bound than the norm is worth nothing."""
+        flat = A.view(count, n, n)
+        reached = [ladder.level(norm) for norm in frobenius_norms(flat).tolist()]
+        level, (layout, length) = max(reached), tape_layout(flat, count, 1)
+        if length < count or not ladder.one_group(min(reached), level, count, n):
+            return value(A, levels)
+        rung, out = ladder.rungs[level], torch.empty_like(A)
+        tier, result = network.tiers[rung.tier], out.view(count, n, n)
+        weights, form = tier.packed(A.dtype.to_real(), A.device), Form(layout, count, n, n)
+        with full_precision(A), borrowed_tape(flat, form, weights, tier.identity, rung.squarings) as tape:
+            layout.load(flat, tape.inputs[0], 2.0**-rung.squarings)
+            place = layout.token_of(result)
+            tape.replay(place=place)
+            if place is None:
+                layout.store(tape.result, result)
+        if levels:
+            ctypes.memset(levels, level, count)
+        return out
+
     def value(A: Tensor, levels: int) -> Tensor | None:
-        flat = A.view(count, *A.shape[-2:])
+        flat = A.view(count, n, n)
         with full_precision(A):
             plan = plan_for(flat, ladder)
             if plan.reason is not None:
@@ -52,4 +74,5 @@ def by_torch(network: EquivariantExponential, count: int) -> Bound:
                 network.by_torch(flat, direction, ladder.rungs[level], rows, result)
         return out
 
-    return Bound(value, frechet, network)
+    plain = n < (LONE_SHARPER_N[0] if count == 1 else FEW_SHARPER_N)
+    return Bound(together if plain and count <= FEW else value, frechet, network)

@@ -172,7 +172,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         kernel = cast("ExponentialKernel | None", native.ready(A, "expm"))
         if kernel is not None:
             return kernel.bound(A.shape[0], self.rungs(A.dtype.to_real()))
-        return by_torch(self, A.shape[0]) if self.settled(A) else None
+        return by_torch(self, *A.shape[:2]) if self.settled(A) else None
 
     def settled(self, A: Tensor) -> bool:
         """Whether :meth:`calls` are the same for all such batches from now on."""

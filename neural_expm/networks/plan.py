@@ -20,8 +20,9 @@ SQUARE_FIRST_N = 16
 # Squares of so many bytes lie where others have lain: with a result as large C libraries give them to the system at
 # once, and fresh pages take longer than the products.
 SQUARES_BYTES = 1 << 20
-# On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers.
-FEW = 16
+# On so few matrices a tensor operation costs as much as a product: they are told apart in plain numbers, below this n
+# by the Frobenius norm alone.
+FEW, FEW_SHARPER_N = 16, 32
 # For a lone one sharper bounds cost more than they save below the first n, and below the second one where the Frobenius
 # norm asks for no squaring; squarings also cost digits.
 LONE_SHARPER_N = 96, 200
@@ -105,7 +106,7 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
         A: shape (batch, n, n).
         trust: never call a matrix outside: what no rung serves gets the last one.
     """
-    (count, n), norm = A.shape[:2], _frobenius_norm(A)
+    (count, n), norm = A.shape[:2], frobenius_norms(A)
     # A recorder of operations would not see numbers that are read from memory.
     if 0 < count <= FEW and readable(A) and (plan := _plan_of_few(A, norm, ladder)) is not None:
         return plan
@@ -120,7 +121,7 @@ def plan_for(A: Tensor, ladder: Ladder, trust: bool = False) -> Plan:
     if squares is None:
         within = ladder.within(norm, first, last)
     else:
-        first, root = 0, _frobenius_norm(squares).sqrt()
+        first, root = 0, frobenius_norms(squares).sqrt()
         within = ladder.within(norm, 0, last) | ladder.within_majorant(root, norm, last)
     return _grouped(within, first, norm, n, ladder, squares, trust)
 
@@ -132,7 +133,7 @@ def _squares(A: Tensor) -> Tensor:
     return torch.bmm(A.detach(), A.detach(), out=empty_result(A, SQUARES_BYTES))
 
 
-def _frobenius_norm(A: Tensor) -> Tensor:
+def frobenius_norms(A: Tensor) -> Tensor:
     """As in ``domain``, where it is also exported: a reduction over one dimension is faster than over two."""
     if A.is_complex() or not A.is_contiguous():
         return frobenius_norm(A)
@@ -143,13 +144,13 @@ def _plan_of_few(A: Tensor, norm: Tensor, ladder: Ladder) -> Plan | None:
     """The plan in plain numbers; None where a matrix may be outside."""
     (count, n), norms = A.shape[:2], norm.tolist()
     levels, squares = [ladder.level(bound) for bound in norms], None
-    sharper = n >= SQUARE_FIRST_N
+    sharper = n >= FEW_SHARPER_N
     if count == 1:
         squared = levels[0] == len(ladder.rungs) or ladder.rungs[levels[0]].squarings > 0
         sharper = n >= LONE_SHARPER_N[0 if squared else 1]
     if sharper:
         squares = torch.bmm(A, A)
-        for i, root in enumerate(_frobenius_norm(squares).sqrt_().tolist()):
+        for i, root in enumerate(frobenius_norms(squares).sqrt_().tolist()):
             if norms[i] <= MAJORANT_RATIO * root:
                 levels[i] = min(levels[i], bisect_left(ladder.majorant_radii, root))
     if max(levels) == len(ladder.rungs) or (count == 1 and sharper and any(levels)):
