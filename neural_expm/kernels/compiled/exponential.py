@@ -121,9 +121,10 @@ class Kernel(ExponentialKernel, Library):
     def bound(self, count: int, rungs: Rungs) -> Bound:
         """As :meth:`ExponentialKernel.bound`."""
         value_of, frechet_of, empty_like = self._packed_value, self._packed_frechet, torch.empty_like
-        value_at_once = self._value_at_once
         ladder = ctypes.addressof(_ladder(rungs))
         work, more = self._work(count, VALUE_PRODUCTS), self._work(count, FRECHET_PRODUCTS)
+        # Beyond, other threads of Python would wait for longer than ctypes takes.
+        value_at_once = self._value_at_once if work <= 2 * WORK_PER_THREAD else value_of
         alone = _Batch(ladder, count, 1, 0)
         by_one = work < 2 * WORK_PER_THREAD or (count == 1 and self.n * self.parts < SHARED_FROM[0])
         alone_at = ctypes.addressof(alone) if by_one else 0
