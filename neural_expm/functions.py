@@ -1,5 +1,5 @@
 """The public functions.  The route, top to bottom: validate → choose a network → its domain check, the network, the
-exact algorithm for the rows outside → report.  A few plain matrices may take a shortcut to the same answer.
+exact algorithm for the rows outside → report.  Plain matrices may take a shortcut to the same answer.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A few plain matrices straight to their kernel: the answer of the route, without its questions.
 
 A program that calls ``expm`` on one small matrix thousands of times waits for Python, not for products: the route asks
-some forty questions, ten microseconds in all, most of which are about transforms, options and reports.  Here the few
-that rule all of those out are asked at once, and what is the same for every batch of a shape is bound when the first
-one comes.  Whatever they do not rule out, a matrix outside the domain included, takes the route.
+some forty questions, ten to thirty microseconds in all, most of which are about transforms, options and reports.  Here
+the few that rule all of those out are asked at once, and what is the same for every batch of a shape is bound when the
+first one comes.  Whatever they do not rule out, a matrix outside the domain included, takes the route.
 """
 
 from __future__ import annotations
@@ -67,9 +67,6 @@ class Ready(NamedTuple):
     once: bool
 
 
-SCALAR = "1 x 1"  # what is known of those: torch has their exponential
-
-
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
     """exp(A) by the default network, with derivatives of every order; None where the route must be taken.
 
@@ -88,12 +85,7 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         ready = _bind(A, default)
     if not ready:
         return None
-    differentiable = A.requires_grad and torch.is_grad_enabled()
-    if isinstance(
-        ready, str
-    ):  # whose derivative would keep the result, so that nobody could change that in place
-        return None if differentiable else A.exp()
-    if differentiable:
+    if A.requires_grad and torch.is_grad_enabled():
         return matrix_function(A, _AtOnce(ready))
     result = ready.bound.value(A, 0)
     if result is None:
@@ -107,14 +99,10 @@ def _refused(A: Tensor, ready: Ready) -> None:
         BOUND[A.shape, A.dtype] = False
 
 
-def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | str | None:
+def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -> Ready | None:
     """What there is for batches like A, remembered once it stays so."""
     shape, dtype = A.shape, A.dtype
-    if not A.numel() or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
-        return None
-    if shape[-1] == 1:
-        return _remembered(A, SCALAR)
-    if A.numel() > FEW:
+    if not 0 < A.numel() <= FEW or len(shape) < 2 or shape[-1] != shape[-2] or dtype not in FIELDS:
         return None
     flat, network = A.detach().reshape(-1, *shape[-2:]), default(dtype.to_real())
     settled = network.settled(flat)  # before the calls are chosen: the next ones may be others
@@ -122,13 +110,10 @@ def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -
     if bound is None:
         return None
     ready = Ready(network, bound, ctypes.c_uint8 * flat.shape[0], A.numel() >= ONCE)
-    return _remembered(A, ready) if settled else ready
-
-
-def _remembered(A: Tensor, ready: Ready | str) -> Ready | str:
-    if len(BOUND) >= SHAPES:
-        BOUND.clear()
-    BOUND[A.shape, A.dtype] = ready
+    if settled:
+        if len(BOUND) >= SHAPES:
+            BOUND.clear()
+        BOUND[shape, dtype] = ready
     return ready
 
 

@@ -258,17 +258,26 @@ def test_a_large_batch_with_a_matrix_outside_is_computed_twice_once(routed, monk
     assert len(routed) == 5
 
 
-def test_scalars_take_no_route_unless_their_derivative_is_wanted(routed):
+def test_scalars_take_no_route(routed):
     for dtype in (torch.float32, torch.complex128):
         A = example(torch.Size((7, 1, 1)), dtype)
         torch.testing.assert_close(neural_expm.expm(A), torch.linalg.matrix_exp(A))
-    assert not routed
     leaf = A.clone().requires_grad_()
     (slope,) = torch.autograd.grad(neural_expm.expm(leaf).abs().sum(), leaf, create_graph=True)
     assert torch.autograd.grad(slope.abs().sum(), leaf)[0].isfinite().all()
+    assert not routed
     limits = torch.tensor([torch.inf, -torch.inf, 1e4, torch.nan])[:, None, None]
     expected = torch.tensor([torch.inf, 0, torch.inf, torch.nan])[:, None, None]
     assert torch.equal(neural_expm.expm(limits).nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
     value, report = neural_expm.expm(limits, return_report=True)
     assert torch.equal(value.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
     assert not report.inside.any()
+
+
+@pytest.mark.parametrize("n", [1, 129])
+def test_sizes_that_no_native_kernel_serves_wait_for_none(fresh, n):
+    A = torch.eye(n)[None] / n
+    assert native.settled(A, "expm")
+    BOUND.clear()
+    neural_expm.expm(A)
+    assert (A.shape, A.dtype) in BOUND

@@ -35,10 +35,10 @@ def ready(A: Tensor, kind: str) -> Any:
 
 def settled(A: Tensor, kind: str) -> bool:
     """Whether one kernel answers for all such batches from now on, or none."""
-    n, dtype = A.shape[-1], A.dtype
+    (count, n, _), dtype = A.shape, A.dtype
     if _preferred(A, kind) is not None or compiled.ready(kind, n, dtype) is not None:
         return True
-    return compiled.settled(kind, n, dtype) and assembled.settled(kind, n, dtype)
+    return compiled.settled(kind, count, n, dtype) and assembled.settled(kind, n, dtype)
 
 
 def _preferred(A: Tensor, kind: str) -> Any:

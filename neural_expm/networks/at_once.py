@@ -22,12 +22,17 @@ if TYPE_CHECKING:
     from .exponential import EquivariantExponential
 
 
-def by_torch(network: EquivariantExponential, count: int, n: int) -> Bound:
+def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bound:
     """The calls for ``count`` matrices n × n."""
+    if n == 1:
+        return Bound(lambda A, _: A.exp(), lambda A, E, _: A.exp() * E, network)
     ladder = network.ladder
 
     def together(A: Tensor, levels: int) -> Tensor | None:
-        """As ``value``, where one rung and one tape serve all and a sharper bound than the norm is worth nothing."""
+        """As ``value``, where one rung and one tape serve all and a sharper bound than the norm is worth nothing.
+
+        A third of the time of ``eager.exponential`` goes into chunks, rows and layouts that there are not here.
+        """
         flat = A.view(count, n, n)
         reached = [ladder.level(norm) for norm in frobenius_norms(flat).tolist()]
         level, (layout, length) = max(reached), tape_layout(flat, count, 1)
@@ -54,7 +59,7 @@ def by_torch(network: EquivariantExponential, count: int, n: int) -> Bound:
                 return None
             out, occupied = torch.empty_like(A), occupied_rows(flat)
             for rung, rows in plan.by_group():
-                network.by_torch(flat, None, rung, rows, out.view(flat.shape), plan.squares, occupied)
+                network.compute(flat, None, rung, rows, out.view(flat.shape), plan.squares, occupied)
         if levels:
             of_row = plan.by_row()
             ctypes.memmove(levels, of_row.data_ptr(), count)
@@ -71,7 +76,7 @@ def by_torch(network: EquivariantExponential, count: int, n: int) -> Bound:
                 if len(used) > 1:
                     each = torch.frombuffer(of_row, dtype=torch.uint8).clamp_min(used[0])
                     rows = torch.nonzero(each == level)[:, 0]
-                network.by_torch(flat, direction, ladder.rungs[level], rows, result)
+                network.compute(flat, direction, ladder.rungs[level], rows, result)
         return out
 
     plain = n < (LONE_SHARPER_N[0] if count == 1 else FEW_SHARPER_N)

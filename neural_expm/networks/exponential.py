@@ -20,7 +20,7 @@ from ..kernels.results import empty_result, reshaped
 from ..kernels.rules import LadderRules
 from ..kernels.symbolic import ExponentialProgram
 from ..kernels.triton import route as triton_route
-from .at_once import by_torch
+from .at_once import bound_operations
 from .derived import Derived
 from .equivariant import EquivariantTransformer
 from .ladder import MAJORANT_RATIO, Ladder, Rung
@@ -125,11 +125,11 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
             return A.exp(), plan  # a polynomial loses digits of e^{−|a|} that the scalar function keeps
         occupied = eager.occupied_rows(A)
         for rung, rows in plan.by_group():
-            self.by_torch(A, None, rung, rows, out, plan.squares, occupied)
+            self.compute(A, None, rung, rows, out, plan.squares, occupied)
         plan.squares = None
         return out, plan
 
-    def by_torch(
+    def compute(
         self,
         A: Tensor,
         E: Tensor | None,
@@ -172,7 +172,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         kernel = cast("ExponentialKernel | None", native.ready(A, "expm"))
         if kernel is not None:
             return kernel.bound(A.shape[0], self.rungs(A.dtype.to_real()))
-        return by_torch(self, *A.shape[:2]) if self.settled(A) else None
+        return bound_operations(self, *A.shape[:2]) if self.settled(A) else None
 
     def settled(self, A: Tensor) -> bool:
         """Whether :meth:`calls` are the same for all such batches from now on."""
@@ -238,7 +238,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
             return out
         rungs, floor = self.ladder.rungs, self.ladder.derivative_level
         for rung, rows in plan.by_group():
-            self.by_torch(A, E, rungs[max(rungs.index(rung), floor)], rows, out)
+            self.compute(A, E, rungs[max(rungs.index(rung), floor)], rows, out)
         return out
 
     def program(self) -> triton_route.Traced:

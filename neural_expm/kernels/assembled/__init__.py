@@ -63,7 +63,7 @@ def find(A: Tensor, kind: str = "expm") -> Any:
 
 def settled(kind: str, n: int, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for such matrices, or will be none."""
-    return n > KINDS[kind].largest_n or (kind, n, dtype) in _kernels
+    return n < 2 or n > KINDS[kind].largest_n or (kind, n, dtype) in _kernels
 
 
 def _make(kind: str, n: int, dtype: torch.dtype) -> AssembledKernel | None:

@@ -85,8 +85,10 @@ def ready(kind: str, n: int, dtype: torch.dtype) -> Any:
     return None if shape is None else shape.kernel
 
 
-def settled(kind: str, n: int, dtype: torch.dtype) -> bool:
+def settled(kind: str, count: int, n: int, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for such batches, or will be none."""
+    if n < 2 or not KINDS[kind].worthwhile(n, count):
+        return True
     shape = _shapes.get((kind, n, dtype))
     return shape is not None and shape.state in ("ready", "failed", "off")
 
