@@ -16,7 +16,7 @@ from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
 from ..kernels.tape import Form, borrowed_tape
 from ..kernels.tape_layouts import tape_layout
-from .plan import FEW, FEW_SHARPER_N, LONE_SHARPER_N, frobenius_norms, plan_for
+from .plan import FEW, FEW_SHARPER_N, LONE_SHARPER_N, frobenius_norms, groups_of, plan_for
 
 if TYPE_CHECKING:
     from .exponential import EquivariantExponential
@@ -66,17 +66,12 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
         return out
 
     def frechet(A: Tensor, E: Tensor, levels: int) -> Tensor:
-        of_row = (ctypes.c_uint8 * count).from_address(levels)
-        used = sorted({max(level, ladder.derivative_level) for level in set(of_row)})
+        of_row = torch.frombuffer((ctypes.c_uint8 * count).from_address(levels), dtype=torch.uint8)
         out = torch.empty_like(E)
-        flat, direction, result = (X.reshape(count, *X.shape[-2:]) for X in (A, E, out))
+        flat, direction, result = (X.reshape(count, n, n) for X in (A, E, out))
         with full_precision(A):
-            for level in used:
-                rows = None
-                if len(used) > 1:
-                    each = torch.frombuffer(of_row, dtype=torch.uint8).clamp_min(used[0])
-                    rows = torch.nonzero(each == level)[:, 0]
-                network.compute(flat, direction, ladder.rungs[level], rows, result)
+            for rung, rows in groups_of(of_row.clamp_min(ladder.derivative_level), n, ladder):
+                network.compute(flat, direction, rung, rows, result)
         return out
 
     plain = n < (LONE_SHARPER_N[0] if count == 1 else FEW_SHARPER_N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +28,18 @@ FEW, FEW_SHARPER_N = 16, 32
 # norm asks for no squaring; squarings also cost digits.
 LONE_SHARPER_N = 96, 200
 
+# Rows with one rung each; without rows, the first if any, the whole batch, of which later ones compute some anew.
+Groups = list[tuple[Rung, Tensor | None]]
+
 
 @dataclass
 class Plan:
     """Who computes what, and what the report says: groups of rows with one rung each, or the rung of every row.
 
-    A group without rows, the first if any, is the whole batch, of which later groups compute some rows anew.
     The eager kernel computes group by group; native ones sort rows by themselves and hand back ``levels``.
     """
 
-    groups: list[tuple[Rung, Tensor | None]] | None
+    groups: Groups | None
     levels: Tensor | None  # where there are no groups: each row's rung, their number for rows outside
     ladder: Ladder
     batch: int
@@ -58,7 +61,7 @@ class Plan:
             self.details = {"bound": bound, "products": products, "squarings": squarings}
         return self.details
 
-    def by_group(self) -> list[tuple[Rung, Tensor | None]]:
+    def by_group(self) -> Groups:
         """The rows of each rung."""
         if self.groups is None:
             rungs, levels = self.ladder.rungs, self.by_row()
@@ -161,13 +164,11 @@ def _plan_of_few(A: Tensor, norm: Tensor, ladder: Ladder) -> Plan | None:
     if min(levels) == max(levels):
         return Plan([(ladder.rungs[levels[0]], None)], None, ladder, count, A.device, squares=squares)
     counts = [levels.count(level) for level in range(max(levels) + 1)]
-    groups: list[tuple[Rung, Tensor | None]] = []
-    for low, high, whole in ladder.group(counts, n, count):
-        if whole or sum(counts[low : high + 1]) == count:
-            groups.insert(0, (ladder.rungs[high], None))
-        else:
-            rows = [i for i, level in enumerate(levels) if low <= level <= high]
-            groups.append((ladder.rungs[high], torch.tensor(rows, device=A.device)))
+
+    def rows_of(low: int, high: int) -> Tensor:
+        return torch.tensor([i for i, level in enumerate(levels) if low <= level <= high], device=A.device)
+
+    groups = _groups(counts, n, count, ladder, rows_of)
     return Plan(groups, None, ladder, count, A.device, squares=squares)
 
 
@@ -197,13 +198,37 @@ def _grouped(
         elif outside:
             code = torch.where(torch.isfinite(norm), int(Reason.NORM), int(Reason.NOT_FINITE))
             reason = torch.where(within[-1], int(Reason.INSIDE), code).to(torch.uint8)
-    groups: list[tuple[Rung, Tensor | None]] = []
-    for low, high, whole in ladder.group(counts, n, batch):
-        if whole:
-            groups.insert(0, (rungs[high], None))  # the rows of other groups are computed over it
-        else:
-            groups.append((rungs[high], _rows_between(within, low - first, high - first)))
+    groups = _groups(
+        counts, n, batch, ladder, lambda low, high: _rows_between(within, low - first, high - first)
+    )
     return Plan(groups, None, ladder, batch, norm.device, reason, squares)
+
+
+def groups_of(levels: Tensor, n: int, ladder: Ladder) -> Groups:
+    """The groups for matrices of known levels, uint8, all inside: those whose derivative is asked for."""
+    low, high = (int(x) for x in torch.aminmax(levels))
+    if low == high:
+        return [(ladder.rungs[low], None)]
+    counts = torch.bincount(levels).tolist()
+
+    def rows_of(low: int, high: int) -> Tensor:
+        chosen = levels == low if low == high else (levels >= low) & (levels <= high)
+        return torch.nonzero(chosen)[:, 0]
+
+    return _groups(counts, n, levels.shape[0], ladder, rows_of)
+
+
+def _groups(
+    counts: list[int], n: int, batch: int, ladder: Ladder, rows_of: Callable[[int, int], Tensor]
+) -> Groups:
+    """What is computed together, in order; ``rows_of`` tells the rows of the levels from one to another."""
+    groups: Groups = []
+    for low, high, whole in ladder.group(counts, n, batch):
+        if whole or sum(counts[low : high + 1]) == batch:
+            groups.insert(0, (ladder.rungs[high], None))  # the rows of other groups are computed over it
+        else:
+            groups.append((ladder.rungs[high], rows_of(low, high)))
+    return groups
 
 
 def _rows_between(within: Tensor, low: int, high: int) -> Tensor:
