@@ -29,6 +29,7 @@ def shelf(monkeypatch):
     kept: list[mmap.mmap] = []
     monkeypatch.setattr(results, "_kept", kept)
     monkeypatch.setattr(results, "LARGE", 1)
+    monkeypatch.setattr(results, "SMALL", 0)
     yield kept
     gc.collect()
 
@@ -114,6 +115,23 @@ def test_no_more_is_kept_than_the_limit_and_what_fits(shelf, monkeypatch):
     assert len(shelf) == 2
     del wide  # and would be beyond the limit
     assert [len(block) for block in shelf] == [PAGE, PAGE]
+
+
+def test_a_few_small_blocks_are_kept_without_leave(shelf, monkeypatch):
+    advised = []
+    monkeypatch.setattr(results, "_advise", lambda block, advice: advised.append(advice) or True)
+    monkeypatch.setattr(results, "SMALL", PAGE)
+    monkeypatch.setattr(results, "SMALL_BYTES", 2 * PAGE)
+    alive = [neural_expm.expm(batch(seed)) for seed in range(2)] + [neural_expm.expm(batch(count=30_000))]
+    advised.clear()
+    del alive[:2]
+    assert not advised and len(shelf) == 2
+    alive[0] = None  # no small one
+    assert len(advised) == 1 and len(shelf) == 3
+    alive = [neural_expm.expm(batch(seed)) for seed in range(3)]
+    advised.clear()
+    alive.clear()
+    assert len(advised) == 1 and len(shelf) == 4
 
 
 @pytest.mark.parametrize("broken", ["advice", "mapping", "system"])

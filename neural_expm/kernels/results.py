@@ -3,7 +3,8 @@
 The system hands out a fresh page at its first touch and clears it, which takes as long as the products of a large
 batch, and C libraries give blocks of some ten megabytes back to it as soon as they are freed.  Here a block that its
 last tensor has let go of is kept, with leave for the system to take its pages whenever it needs them (``MADV_FREE``);
-until it does, the next result of that size finds them as they were.
+until it does, the next result of that size finds them as they were.  To give leave takes as long as to fill the block:
+a few small ones are kept without.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .calling import CPU, readable
 # Bytes of a result from which on GNU's C library asks the system for each block anew, whatever was freed before.
 LARGE = 1 << 25
 KEPT_BYTES = 1 << 29  # of all blocks that no tensor uses; what would be more is given back at once
+# Blocks up to the first size are kept without leave to take their pages, so many bytes of them.
+SMALL, SMALL_BYTES = 1 << 22, 1 << 24
 SPARE = 1.25  # a block may be so many times larger than the result that it serves
 HUGE_PAGE = 1 << 21
 _SYSTEM_CAN = all(hasattr(mmap, name) for name in ("MADV_FREE", "MAP_PRIVATE", "MAP_ANONYMOUS"))
@@ -81,7 +84,10 @@ def _lend(block: mmap.mmap, A: Tensor) -> Tensor:
 
 
 def _give_back(block: mmap.mmap) -> None:
-    if sum(map(len, _kept)) + len(block) <= KEPT_BYTES and _advise(block, mmap.MADV_FREE):
+    if sum(map(len, _kept)) + len(block) > KEPT_BYTES:
+        return
+    small = len(block) <= SMALL and sum(len(other) for other in _kept if len(other) <= SMALL) < SMALL_BYTES
+    if small or _advise(block, mmap.MADV_FREE):
         _kept.append(block)
 
 
