@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .chunks import equal_chunks, take
-from .layout import BATCH_LAST_N, BatchFirst, change_layout, chunk_length
+from .layout import BATCH_LAST_N, BatchFirst, change_layout, even_parts
 from .tape import Form, borrowed_tape
 
 # h times the largest entry of E; its square is what the value, and so the derivative, is off by.
@@ -22,6 +22,10 @@ STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
 MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
 # Bytes of one token from which on a batch takes two chunks at least: its tokens are most of the memory that is needed.
 WHOLE_BYTES = 1 << 18
+# A chunk takes as many bytes of a token for each thread: complex ones make fewer calls than real ones for as many.
+CHUNK_BYTES = 1 << 19
+# Where no entry of a direction is larger, neither its size over the step nor the step over its size leaves the range.
+TAME = 2.0**64
 # Sizes for which a complex GEMM is the faster: from 24 on it computes for longer than three real ones.
 SIZES = range(BATCH_LAST_N + 1, 24)
 
@@ -42,25 +46,28 @@ def frechet(
     rows: Tensor | None,
 ) -> None:
     """out[rows] = L(A[rows], E[rows]); see ``eager.exponential``."""
-    total = A.shape[0] if rows is None else rows.shape[0]
-    count, step = chunk_length(A, total, 2), STEP[A.dtype]
+    total, step = A.shape[0] if rows is None else rows.shape[0], STEP[A.dtype]
+    count = even_parts(total, CHUNK_BYTES * torch.get_num_threads() // (2 * A[0].nbytes))
     if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
         count = -(-count // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
     with borrowed_tape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
         value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
         derivative = torch.view_as_real(tape.result)[..., 1]
-        magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet
         for at in equal_chunks(total, count, rows):
             along = take(E, at)
-            # Each direction by its own size: beside a huge one a small one would be lost.  An entry cannot overflow,
-            # and neither can what follows where the derivative does not.
-            torch.abs(along, out=magnitudes)
-            size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
+            # Each direction by its own size: beside a huge one a small one would be lost.
+            size = torch.linalg.vector_norm(along.flatten(1), torch.inf, dim=1)[:, None, None]
+            size.clamp_min_(torch.finfo(A.dtype).tiny)
             change_layout(take(A, at), value, 2.0**-squarings)
-            torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
-            tape.replay()
             result = out[at] if isinstance(at, slice) else along
-            torch.mul(derivative, 1 / step, out=result).mul_(size)
+            if float(size.amax()) < TAME:
+                torch.mul(along, 2.0**-squarings * step / size, out=direction)
+                tape.replay()
+                torch.mul(derivative, size / step, out=result)
+            else:  # an entry cannot overflow, and neither can what follows where the derivative does not
+                torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
+                tape.replay()
+                torch.mul(derivative, 1 / step, out=result).mul_(size)
             if isinstance(at, Tensor):
                 out.index_copy_(0, at, result)

@@ -16,8 +16,12 @@ from torch import Tensor
 from . import complex_step
 from .calling import readable
 from .chunks import equal_chunks, take
+from .layout import BATCH_LAST_N
 from .tape import Form, borrowed_tape
 from .tape_layouts import Adjoint, TapeLayout, tape_layout
+
+# Entries of a batch from which on zero rows are looked for: of matrices in lanes, and of those in batched GEMMs.
+SPARED_FROM = 1 << 14, 1 << 16
 
 
 def exponential(
@@ -73,14 +77,19 @@ def exponential(
                 _fill(out[:, used:], used, identity ** (2**squarings), at)
 
 
+def spares_rows(count: int, n: int) -> bool:
+    """Whether so many matrices repay the search for zero rows and the filling of those of the result."""
+    return count * n * n >= (SPARED_FROM[0] if n <= BATCH_LAST_N else SPARED_FROM[1])
+
+
 def occupied_rows(A: Tensor) -> int:
     """How many rows are left of matrices that end with zero rows in all of a batch, such as of affine maps.
 
     exp of [[A, b], [0, 0]] ends with the rows of the identity.
     """
     n = A.shape[-1]
-    if A.shape[0] < 2 or not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
-        return n  # a lone matrix gains nothing (``Alone``)
+    if not spares_rows(*A.shape[:2]) or not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
+        return n
     used = max((row + 1 for row, occupied in enumerate(A[0].any(-1).tolist()) if occupied), default=1)
     return n if torch.count_nonzero(A[:, used:]) else used
 

@@ -21,7 +21,7 @@ BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
 # Bytes of one token of a chunk, for each thread: of the six to nine tokens those that a call works on stay in a
 # second-level cache, and a call costs little beside what it computes.
-CHUNK_BYTES = 1 << 19
+CHUNK_BYTES = 3 << 17
 # On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
 GPU_CHUNK_BYTES = 1 << 26
 
@@ -224,12 +224,20 @@ def layout_for(n: int, count: int) -> Layout:
     return BatchLast if n <= BATCH_LAST_N and count >= BATCH_LAST_COUNT else BatchFirst
 
 
-def chunk_length(A: Tensor, count: int, members: int = 1) -> int:
-    """Matrices in a chunk: even parts of at most CHUNK_BYTES a thread; of pairs with a derivative for two members."""
-    room = CHUNK_BYTES * torch.get_num_threads() if A.device.type == "cpu" else GPU_CHUNK_BYTES
-    most = max(1, room // (A.shape[-1] ** 2 * A.element_size() * members))
-    parts = -(-count // most)
+def chunk_room(A: Tensor) -> int:
+    """Bytes of one token of a chunk of matrices like those of A."""
+    return CHUNK_BYTES * torch.get_num_threads() if A.is_cpu else GPU_CHUNK_BYTES
+
+
+def even_parts(count: int, most: int) -> int:
+    """The largest of as few parts of a batch as possible, all of them of about the same length."""
+    parts = -(-count // max(1, most))
     return -(-count // parts) if count else 1
+
+
+def chunk_length(A: Tensor, count: int) -> int:
+    """Matrices in a chunk."""
+    return even_parts(count, chunk_room(A) // (A.shape[-1] ** 2 * A.element_size()))
 
 
 def multiply_dual(layout: Layout, X: Tensor, Y: Tensor, out: Tensor) -> None:

@@ -108,12 +108,14 @@ class Tape:
         for h, head in enumerate(weights[:-1], start=2):
             self.calls.append(combination(head, flat[:, :h], pair_flat))
             self.calls += multiply(scores, values, tokens[h])
+        # As a tensor, which no call has to make of a number again.
+        one = torch.full((), identity, dtype=memory.dtype.to_real(), device=memory.device)
         now, spare = (layout.token(X) for X in rest.view(2, leads, *lead).unbind())
 
         def read_out(place: Tensor) -> list[Call]:
             value = layout.parts(place)[0] if dual else place
             total = combination(weights[-1], flat, rows(place.view(leads, 1, *lead)))
-            return [total, partial(layout.diagonal(value).add_, identity)]
+            return [total, partial(layout.diagonal(value).add_, one)]
 
         def square(X: Tensor, below: float, place: Tensor) -> list[Call]:
             calls = multiply(X, X, place)

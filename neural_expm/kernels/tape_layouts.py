@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from .layout import BatchFirst, BatchLast, Call, OneLane, change_layout, chunk_length, layout_for
+from .layout import BatchFirst, BatchLast, Call, OneLane, change_layout, chunk_room, even_parts, layout_for
 
 # From so many entries on torch shares an element-wise operation among threads.
 SHARED_FROM = 32768
@@ -223,27 +223,32 @@ _OUTER = Outer()
 
 def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
     """The faster layout for ``count`` of the matrices of A, and how many make a chunk."""
-    n = A.shape[-1]
-    length = chunk_length(A, count, members)
     if A.shape[0] == 1:
         return Alone, 1
+    threads = torch.get_num_threads() if A.is_cpu else 1
+    transposed = members == 2 and A.stride(-1) != 1 and A.mT.is_contiguous()
+    return _tape_layout(A.shape[-1], count, members, A.dtype, transposed, threads, chunk_room(A))
+
+
+@lru_cache(maxsize=256)  # it takes as long as a call of torch
+def _tape_layout(
+    n: int, count: int, members: int, dtype: torch.dtype, transposed: bool, threads: int, room: int
+) -> tuple[TapeLayout, int]:
+    length = even_parts(count, room // (n * n * dtype.itemsize * members))
     if layout_for(n, count) is BatchFirst:
-        transposed = members == 2 and not A.is_complex() and A.stride(-1) != 1 and A.mT.is_contiguous()
-        return (Adjoint if transposed else BatchFirst), length
-    threads = torch.get_num_threads() if A.device.type == "cpu" else 1
-    shared = SHARED_FROM // (n * n) + 1
+        return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
+    shared, entries = SHARED_FROM // (n * n) + 1, LINE_BYTES // dtype.itemsize
     if threads == 1 or count < shared + threads:
-        outer = threads > 1 and A.is_complex() and n**3 * count >= SHARED_FROM
-        return (_OUTER if outer else _lanes(1)), _whole_lines(length, count, A)
+        outer = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
+        return (_OUTER if outer else _lanes(1)), _whole_lines(length, count, entries)
     if length < shared:
         length = -(-count // (count // shared))  # even parts again
-    return _lanes(threads), _whole_lines(-(-length // threads), count // threads, A) * threads
+    return _lanes(threads), _whole_lines(-(-length // threads), count // threads, entries) * threads
 
 
-def _whole_lines(length: int, most: int, A: Tensor) -> int:
-    """At least ``length`` and at most ``most``, so that rows of so many entries begin with a line of the cache.
+def _whole_lines(length: int, most: int, entries: int) -> int:
+    """At least ``length`` and at most ``most``, so that rows begin with a line of the cache, of so many entries.
 
     A vector instruction on entries of two lines takes twice as long.
     """
-    entries = LINE_BYTES // A.element_size()
     return min(-(-length // entries) * entries, most)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class Plan:
         if self.groups is None:
             rungs, levels = self.ladder.rungs, self.by_row()
             used = [level for level in levels.unique().tolist() if level < len(rungs)]
-            self.groups = [(rungs[level], torch.nonzero(levels == level)[:, 0]) for level in used]
+            self.groups = [(rungs[level], _rows(levels == level)) for level in used]
         return self.groups
 
     def by_row(self) -> Tensor:
@@ -186,8 +187,7 @@ def _grouped(
     Beyond the last rung is outside.
     """
     rungs, batch = ladder.rungs, norm.shape[0]
-    # Added as bytes, which is three times as fast as counting truth values.
-    served = [*within.view(torch.uint8).sum(1, dtype=torch.int32).tolist(), batch]
+    served = [*map(_count, within), batch]
     counts = [0] * first + [b - a for a, b in zip([0, *served], served, strict=False)]
     reason = None
     if len(counts) > len(rungs):
@@ -212,8 +212,7 @@ def groups_of(levels: Tensor, n: int, ladder: Ladder) -> Groups:
     counts = torch.bincount(levels).tolist()
 
     def rows_of(low: int, high: int) -> Tensor:
-        chosen = levels == low if low == high else (levels >= low) & (levels <= high)
-        return torch.nonzero(chosen)[:, 0]
+        return _rows(levels == low if low == high else (levels >= low) & (levels <= high))
 
     return _groups(counts, n, levels.shape[0], ladder, rows_of)
 
@@ -239,6 +238,23 @@ def _rows_between(within: Tensor, low: int, high: int) -> Tensor:
         chosen = within[high] ^ within[low - 1]
     else:
         chosen = within[high]
+    return _rows(chosen)
+
+
+# NumPy does both several times as fast as torch.
+
+
+def _count(chosen: Tensor) -> int:
+    """How many of the truth values are true."""
+    if chosen.is_cpu and type(chosen) is Tensor:
+        return int(numpy.count_nonzero(chosen.numpy()))
+    return int(chosen.sum())
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    """Indices of those that are true."""
+    if chosen.is_cpu and type(chosen) is Tensor:
+        return torch.from_numpy(numpy.flatnonzero(chosen.numpy()))
     return torch.nonzero(chosen)[:, 0]
 
 
