@@ -90,6 +90,8 @@ def test_each_direction_by_its_own_size(eager, dtype, far, transposed):
     if transposed:
         A, G = A.mT, G.mT
     expected = both(A, G)[1]
+    for power in (-36, 36):  # in one step, and exactly
+        assert torch.equal(both(A, G * 2.0**power)[1], expected * 2.0**power)
     scale = torch.logspace(-far, far, 40, dtype=torch.float64)[:, None, None].to(dtype)
     wide = (both(A, G * scale)[1].double() / scale.double()).to(dtype)
     # The size of a direction costs it two roundings, as does its scale here.

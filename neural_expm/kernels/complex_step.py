@@ -16,7 +16,7 @@ from .chunks import equal_chunks, take
 from .layout import BATCH_LAST_N, BatchFirst, change_layout, even_parts
 from .tape import Form, borrowed_tape
 
-# h times the largest entry of E; its square is what the value, and so the derivative, is off by.
+# h times the norm of E; its square is what the value, and so the derivative, is off by.
 STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
 # With these e^{−‖A‖} h is far above what underflows; a norm is at most some six times two to their power.
 MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
@@ -24,15 +24,16 @@ MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
 WHOLE_BYTES = 1 << 18
 # A chunk takes as many bytes of a token for each thread: complex ones make fewer calls than real ones for as many.
 CHUNK_BYTES = 1 << 19
-# Where no entry of a direction is larger, neither its size over the step nor the step over its size leaves the range.
-TAME = 2.0**64
+# With directions of norms between its inverse and this, neither they over the step nor the step over them, nor the
+# squares of entries that count, leave the range.
+TAME = 2.0**40
 # Sizes for which a complex GEMM is the faster: from 24 on it computes for longer than three real ones.
 SIZES = range(BATCH_LAST_N + 1, 24)
 
 
 def suits(A: Tensor, squarings: int) -> bool:
     """Whether the derivative at the matrices of A is faster so, and as exact."""
-    small = A.is_cpu and A.shape[0] > 1 and A.shape[-1] in SIZES
+    small = A.shape[-1] in SIZES and A.shape[0] > 1 and A.is_cpu
     return small and squarings <= MOST_SQUARINGS.get(A.dtype, -1)
 
 
@@ -54,18 +55,23 @@ def frechet(
     with borrowed_tape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
         value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
         derivative = torch.view_as_real(tape.result)[..., 1]
+        magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet
         for at in equal_chunks(total, count, rows):
-            along = take(E, at)
             # Each direction by its own size: beside a huge one a small one would be lost.
-            size = torch.linalg.vector_norm(along.flatten(1), torch.inf, dim=1)[:, None, None]
-            size.clamp_min_(torch.finfo(A.dtype).tiny)
+            along = take(E, at)
+            size = torch.linalg.vector_norm(along.flatten(1), dim=1)[:, None, None]
             change_layout(take(A, at), value, 2.0**-squarings)
-            result = out[at] if isinstance(at, slice) else along
-            if float(size.amax()) < TAME:
+            result = take(out, at) if isinstance(at, slice) else along
+            smallest, largest = torch.aminmax(size)
+            if float(smallest) >= 1 / TAME and float(largest) <= TAME:
                 torch.mul(along, 2.0**-squarings * step / size, out=direction)
                 tape.replay()
                 torch.mul(derivative, size / step, out=result)
-            else:  # an entry cannot overflow, and neither can what follows where the derivative does not
+            else:
+                # By the largest entry and in two steps: an entry cannot overflow, and neither can what follows where
+                # the derivative does not.
+                torch.abs(along, out=magnitudes)
+                size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
                 torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
                 tape.replay()
                 torch.mul(derivative, 1 / step, out=result).mul_(size)

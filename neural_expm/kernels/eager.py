@@ -69,7 +69,7 @@ def exponential(
             for (source, factor), token in zip(sources, tape.inputs, strict=False):
                 _load(layout, source, at, token, factor)
             direct = isinstance(at, slice) and E is None and used == n
-            place = layout.token_of(out[at]) if direct else None
+            place = layout.token_of(take(out, at)) if direct else None
             tape.replay(squares is not None, place)
             if place is None:
                 _store(layout, tape.result, out[:, :used], at)
@@ -118,7 +118,7 @@ def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scal
 def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor) -> None:
     """Out[at] ← X."""
     if isinstance(at, slice):
-        layout.store(X, out[at])
+        layout.store(X, take(out, at))
         return
     if layout.token_of(X) is not X:
         lying = out.new_empty(at.shape[0], *out.shape[1:])

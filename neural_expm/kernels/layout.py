@@ -19,9 +19,20 @@ from torch import Tensor
 # where the change of layout pays.
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-# Bytes of one token of a chunk, for each thread: of the six to nine tokens those that a call works on stay in a
-# second-level cache, and a call costs little beside what it computes.
-CHUNK_BYTES = 3 << 17
+
+
+def _chunk_bytes() -> int:
+    """Where the tokens of a chunk, six to nine, find room in a second-level cache, they are to have it.
+
+    In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
+    serves, and larger chunks make fewer calls.
+    """
+    cache = getattr(torch.cpu, "get_capabilities", dict)().get("l2_cache_size", 0)  # torch 2.10
+    return 1 << 18 if cache >= 1 << 21 else 1 << 19
+
+
+# Bytes of one token of a chunk, for each thread.
+CHUNK_BYTES = _chunk_bytes()
 # On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
 GPU_CHUNK_BYTES = 1 << 26
 

@@ -21,6 +21,7 @@ from .plan import (
     FEW_SHARPER_N,
     LONE_SHARPER_N,
     SQUARE_FIRST_N,
+    Groups,
     frobenius_norms,
     groups_of,
     plan_for,
@@ -76,11 +77,15 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
         return out
 
     def frechet(A: Tensor, E: Tensor, levels: int) -> Tensor:
-        of_row = torch.frombuffer((ctypes.c_uint8 * count).from_address(levels), dtype=torch.uint8)
-        out = torch.empty_like(E)
-        flat, direction, result = (X.reshape(count, n, n) for X in (A, E, out))
+        out, of_row = torch.empty_like(E), ctypes.string_at(levels, count)
+        if of_row == of_row[:1] * count:
+            groups: Groups = [(ladder.rungs[max(of_row[0], ladder.derivative_level)], None)]
+        else:
+            each = torch.frombuffer(bytearray(of_row), dtype=torch.uint8)
+            groups = groups_of(each.clamp_min(ladder.derivative_level), n, ladder)
+        flat, direction, result = (X if X.dim() == 3 else X.reshape(count, n, n) for X in (A, E, out))
         with full_precision(A):
-            for rung, rows in groups_of(of_row.clamp_min(ladder.derivative_level), n, ladder):
+            for rung, rows in groups:
                 network.compute(flat, direction, rung, rows, result)
         return out
 
