@@ -125,13 +125,16 @@ def test_a_few_small_blocks_are_kept_without_leave(shelf, monkeypatch):
     alive = [neural_expm.expm(batch(seed)) for seed in range(2)] + [neural_expm.expm(batch(count=30_000))]
     advised.clear()
     del alive[:2]
-    assert not advised and len(shelf) == 2
+    assert not advised
+    assert len(shelf) == 2
     alive[0] = None  # no small one
-    assert len(advised) == 1 and len(shelf) == 3
+    assert len(advised) == 1
+    assert len(shelf) == 3
     alive = [neural_expm.expm(batch(seed)) for seed in range(3)]
     advised.clear()
     alive.clear()
-    assert len(advised) == 1 and len(shelf) == 4
+    assert len(advised) == 1
+    assert len(shelf) == 4
 
 
 @pytest.mark.parametrize("broken", ["advice", "mapping", "system"])

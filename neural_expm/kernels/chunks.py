@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .layout import chunk_length
 
-
 WHOLE = slice(None)  # of a batch, of which no view is needed
 
 

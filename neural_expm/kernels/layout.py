@@ -27,7 +27,8 @@ def _chunk_bytes() -> int:
     In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
     serves, and larger chunks make fewer calls.
     """
-    cache = getattr(torch.cpu, "get_capabilities", dict)().get("l2_cache_size", 0)  # torch 2.10
+    told: dict[str, int] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    cache = told.get("l2_cache_size", 0)
     return 1 << 18 if cache >= 1 << 21 else 1 << 19
 
 
