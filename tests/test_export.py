@@ -12,6 +12,7 @@ import pytest
 import torch
 from relu_cases import box_matrices, spd_matrices
 
+import neural_expm
 from neural_expm.checkpoints import save
 from neural_expm.errors import InputError
 from neural_expm.networks.relu import TrainedReLUNet
@@ -125,6 +126,36 @@ def test_numpy_runner_needs_no_torch_and_agrees(case, tmp_path):
     agree(np.load(tmp_path / "out.npy"), expected, program.dtype)
 
 
+@pytest.mark.parametrize(
+    "name", ["expm-relu-n2-10k", "expm-relu-proven-n2", "sqrtm-relu-n3-10k", "sqrtm-relu-proven-n2"]
+)
+def test_numpy_runner_answers_within_the_domain_alone(name, tmp_path):
+    """As the library does, which asks the exact algorithm for the others."""
+    function, n = name.split("-")[0], 3 if "n3" in name else 2
+    assert main(["export", name, "--format", "numpy", "--out", str(tmp_path)]) == 0
+    base = (
+        spd_matrices(n, 0.2, 1.0, 12, seed=1) if function == "sqrtm" else box_matrices(n, 0.5, 12, seed=1)
+    ).double()
+    A = torch.cat(
+        [base, 3 * base, base + 0.1 * torch.eye(n).roll(1, 0).triu(), -base, base * torch.nan, base * 1e9]
+    )
+    A = A.to(torch.float64 if "proven" in name else torch.float32)
+    np.save(tmp_path / "in.npy", A.numpy())
+    script = (
+        "import sys; sys.modules['torch'] = None; import numpy as np; "
+        f"from {name.replace('-', '_')} import apply; A = np.load('in.npy'); "
+        "np.save('out.npy', apply(A)); np.save('all.npy', apply(A, trust=True))"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, check=True)
+    out, everything = (torch.from_numpy(np.load(tmp_path / f"{each}.npy")) for each in ("out", "all"))
+    call = getattr(neural_expm, function)
+    expected, report = call(A, model=name, outside="nan", return_report=True)
+    assert torch.equal(out.isnan().any(-1).any(-1), ~report.inside)
+    assert 0 < int(report.inside.sum()) < len(A)
+    agree(out[report.inside].numpy(), expected[report.inside].numpy(), str(A.dtype).removeprefix("torch."))
+    torch.testing.assert_close(everything[report.inside], out[report.inside], rtol=1e-3, atol=1e-4)
+
+
 def test_onnx_model_passes_the_checker_and_agrees(case, tmp_path):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
@@ -157,6 +188,10 @@ def test_command_writes_the_files_of_a_shipped_network(tmp_path, capsys):
     for kind, suffix in (("c", ".c"), ("numpy", ".npz")):
         assert main(["export", "expm-relu-proven-n2", "--format", kind, "--out", str(tmp_path / "new")]) == 0
         assert (tmp_path / "new" / f"expm_relu_proven_n2{suffix}").exists()
+    assert (
+        "Made for: general, real, n = 2, ||A||_inf <= 2."
+        in (tmp_path / "new" / "expm_relu_proven_n2.c").read_text()
+    )
     assert "bytes of constants" in capsys.readouterr().out
 
 

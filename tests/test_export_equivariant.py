@@ -29,7 +29,9 @@ def written(folder, name, *options):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     assert main(["export", name, "--format", "onnx", "--out", str(folder), *options]) == 0
-    path = folder / f"{name.replace('-', '_')}.onnx"
+    # The name says what was chosen, lest one model take the place of another.
+    chosen = "".join(f"_{option[2:]}" if option.startswith("--") else option for option in options)
+    path = folder / f"{name.replace('-', '_')}{chosen}.onnx"
     return onnx.load(path), runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 

@@ -63,17 +63,17 @@ def export(
         InputError: another family, an option that does not apply, too large, or onnx is not installed.
     """
     network, label = find_network(name)
+    record: checkpoints.Checkpoint | None = getattr(network, "checkpoint", None)
     if isinstance(network, Traceable):
         if kind != "onnx" or weights != "float32":
             raise InputError(
                 f"{name!r} is an equivariant network, which is exported as ONNX with its own weights only: "
                 "use --format onnx and leave out --weights"
             )
-        record = getattr(network, "checkpoint", None)
         double = dtype == "float64" or (dtype is None and record is not None and record.dtype == "float64")
         folder.mkdir(parents=True, exist_ok=True)
         real = torch.float64 if double else torch.float32
-        return write_traced_onnx(network, label, folder, real, n, radius)
+        return write_traced_onnx(network, f"{label}{_chosen(dtype, n, radius)}", folder, real, n, radius)
     if (dtype, n, radius) != (None, None, None):
         raise InputError(
             f"{name!r} is no equivariant network: its dtype and n are its own; leave out --dtype, --n and --radius"
@@ -83,11 +83,17 @@ def export(
             raise InputError(f"{name!r} with int8 weights would lose its proof: leave out --weights int8")
         if network.config["weights"] != "int8":
             network, label = network.quantized(), f"{label}-int8"
-    program = program_of(network, label)
+    program = program_of(network, label, None if record is None else record.domain)
     folder.mkdir(parents=True, exist_ok=True)
     files = WRITERS[kind](program, folder)
     print(f"{label}: {constant_bytes(program)} bytes of constants, {scratch_bytes(program)} bytes of scratch")
     return files
+
+
+def _chosen(dtype: str | None, n: int | None, radius: float | None) -> str:
+    """What a file name has to say, lest one model take the place of another."""
+    parts = (dtype, n and f"n{n}", radius and f"radius{radius:g}")
+    return "".join(f"-{part}" for part in parts if part)
 
 
 def main(argv: list[str]) -> int:

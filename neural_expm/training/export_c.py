@@ -17,7 +17,9 @@ _HEADER = Template("""\
  *     void $symbol(const $real *a, $real *out);
  *
  * `a` and `out` hold $cells numbers each and may be the same array. Constants: $bytes bytes; stack: about
- $stack bytes.
+ * $stack bytes.
+ *
+ * Made for: $promise. Of other matrices it promises nothing, and does not notice them.
  */
 void $symbol(const $real *a, $real *out);
 
@@ -184,6 +186,7 @@ def write_c(program: Program, folder: Path) -> list[Path]:
         "real": real,
         "width": program.width,
         "bytes": constant_bytes(program),
+        "promise": program.promise,
         "stack": scratch_bytes(program),
         "squarings": program.squarings,
         "scaling": repr(0.5**program.squarings),

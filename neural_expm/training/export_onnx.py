@@ -65,6 +65,7 @@ def write_onnx(program: Program, folder: Path) -> list[Path]:
             [helper.make_tensor_value_info("A", kind, shape)],
             [helper.make_tensor_value_info("F", kind, shape)],
             graph.constants,
+            doc_string=f"Made for: {program.promise}. Of other matrices it promises nothing, and does not notice them.",
         ),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import sparse
 from torch import nn
 
+from ..domain import Domain
 from ..errors import InputError
 from ..networks.relu import Int8Linear, TrainedReLUNet
 from ..networks.relu_executor import ConstructedReLUNet
@@ -57,7 +58,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Program:
-    """A network to export; `frame` is "none", "expm" or "sqrtm", the rest as in `TrainedReLUNet`."""
+    """A network to export; `frame` is "none", "expm" or "sqrtm", the rest as in `TrainedReLUNet`.
+
+    `domain`: what its promise speaks of; None for that of a weight file, which does not say.
+    """
 
     name: str
     function: str
@@ -67,6 +71,13 @@ class Program:
     frame: str
     squarings: int = 0
     baseline: int = 0
+    domain: Domain | None = None
+
+    @property
+    def promise(self) -> str:
+        """The domain in ASCII."""
+        text = "unknown" if self.domain is None else str(self.domain)
+        return text.replace("‖", "||").replace("≤", "<=").replace("≥", ">=")
 
     @property
     def width(self) -> int:
@@ -74,7 +85,7 @@ class Program:
         return max(self.n * self.n, *(layer.outputs for layer in self.layers))
 
 
-def program_of(network: nn.Module, name: str) -> Program:
+def program_of(network: nn.Module, name: str, domain: Domain | None = None) -> Program:
     """The program of a ReLU network.
 
     Raises:
@@ -86,13 +97,21 @@ def program_of(network: nn.Module, name: str) -> Program:
             Layer(sparse.csr_array(weights, dtype=dtype), bias.astype(dtype))
             for weights, bias in network.layers()
         )
-        program = Program(name, network.recipe.function, network.n, dtype, layers, "none")
+        program = Program(name, network.recipe.function, network.n, dtype, layers, "none", domain=domain)
     elif isinstance(network, TrainedReLUNet):
         layers = tuple(_trained_layer(layer) for layer in network.linears)
         frame = network.function if network.baseline >= 0 else "none"
         dtype = str(network.eye.dtype).removeprefix("torch.")
         program = Program(
-            name, network.function, network.n, dtype, layers, frame, network.squarings, network.baseline
+            name,
+            network.function,
+            network.n,
+            dtype,
+            layers,
+            frame,
+            network.squarings,
+            network.baseline,
+            domain,
         )
     else:
         raise InputError(
