@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .chunks import equal_chunks, take
 from .layout import BATCH_LAST_N, BatchFirst, change_layout, even_parts
-from .tape import Form, borrowed_tape
+from .tape import BorrowedTape, Form
 
 # h times the norm of E; its square is what the value, and so the derivative, is off by.
 STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
@@ -52,7 +52,7 @@ def frechet(
     if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
         count = -(-count // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
-    with borrowed_tape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
+    with BorrowedTape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
         value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
         derivative = torch.view_as_real(tape.result)[..., 1]
         magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet

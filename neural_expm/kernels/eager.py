@@ -17,7 +17,7 @@ from . import complex_step
 from .calling import readable
 from .chunks import equal_chunks, take
 from .layout import BATCH_LAST_N
-from .tape import Form, borrowed_tape
+from .tape import BorrowedTape, Form
 from .tape_layouts import Adjoint, TapeLayout, tape_layout
 
 # Entries of a batch from which on zero rows are looked for: of matrices in lanes, and of those in batched GEMMs.
@@ -64,7 +64,7 @@ def exponential(
         sources.append((squares, scale * scale))
     if used < n:
         sources = [(X[:, :used], factor) for X, factor in sources]
-    with borrowed_tape(A, Form(layout, count, n, used, members), weights, identity, squarings) as tape:
+    with BorrowedTape(A, Form(layout, count, n, used, members), weights, identity, squarings) as tape:
         for at in equal_chunks(total, count, rows):  # so that one tape serves all
             for (source, factor), token in zip(sources, tape.inputs, strict=False):
                 _load(layout, source, at, token, factor)

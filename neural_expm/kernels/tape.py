@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -152,41 +151,62 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-@contextmanager
-def borrowed_tape(
-    A: Tensor,
-    form: Form,
-    weights: list[Tensor],
-    identity: float,
-    squarings: int,
-    dtype: torch.dtype | None = None,
-) -> Iterator[Tape]:
+class BorrowedTape:
     """A tape for matrices like those of A, (batch, n, n), in their dtype or another; made anew where it is not kept.
 
     Nothing is kept on a GPU, where two streams of one thread may run side by side, nor for whoever computes while
     another is at it in the same thread: a signal handler, or a mode of torch's.
+
+    A context manager; as a generator it would cost as much as a call of torch.
     """
-    dtype, size = dtype or A.dtype, form.size(len(weights) - 1)
-    make = partial(Tape, form, weights, identity, squarings)
-    large = size * dtype.itemsize > KEPT_BYTES
-    if _kept.lent or large or A.device.type != "cpu" or type(A) is not Tensor:
-        yield make(A.new_empty(size, dtype=dtype))
-        return
-    _kept.lent = True
-    try:
+
+    __slots__ = ("_arguments", "_lent")
+
+    def __init__(
+        self,
+        A: Tensor,
+        form: Form,
+        weights: list[Tensor],
+        identity: float,
+        squarings: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._arguments = A, form, weights, identity, squarings, dtype or A.dtype
+        self._lent = False
+
+    def __enter__(self) -> Tape:
+        A, form, weights, _, squarings, dtype = self._arguments
+        if _kept.lent or not A.is_cpu or type(A) is not Tensor:
+            return self._made(A.new_empty(form.size(len(weights) - 1), dtype=dtype))
         # The tape keeps the list of weights alive, so that its id names no other one.
-        key = (dtype, form, id(weights), squarings)
-        found = _kept.tapes.get(key)
-        if found is None:
+        key, tapes = (dtype, form, id(weights), squarings), _kept.tapes
+        if key in tapes:
+            tapes.move_to_end(key)
+            _kept.lent = self._lent = True
+            return tapes[key][0]
+        size = form.size(len(weights) - 1)
+        if size * dtype.itemsize > KEPT_BYTES:
+            return self._made(A.new_empty(size, dtype=dtype))
+        _kept.lent = self._lent = True
+        try:
             # What is made in inference mode could not be written to outside it.
             with torch.inference_mode(False):
-                _kept.tapes[key] = found = make(_memory(dtype, size)), weights
-            while len(_kept.tapes) > KEPT:
-                _kept.tapes.popitem(last=False)
-        _kept.tapes.move_to_end(key)
-        yield found[0]
-    finally:
-        _kept.lent = False
+                made = self._made(_memory(dtype, size))
+        except BaseException:
+            _kept.lent = False
+            raise
+        tapes[key] = made, weights
+        while len(tapes) > KEPT:
+            tapes.popitem(last=False)
+        return made
+
+    def __exit__(self, *_: object) -> None:
+        if self._lent:
+            _kept.lent = False
+
+    def _made(self, memory: Tensor) -> Tape:
+        _, form, weights, identity, squarings, _ = self._arguments
+        return Tape(form, weights, identity, squarings, memory)
 
 
 def _memory(dtype: torch.dtype, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..kernels.eager import occupied_rows, spares_rows
 from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
-from ..kernels.tape import Form, borrowed_tape
+from ..kernels.tape import BorrowedTape, Form
 from ..kernels.tape_layouts import tape_layout
 from .plan import (
     FEW,
@@ -50,9 +50,9 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
         if length < count or not ladder.one_group(min(reached), level, count, n):
             return value(A, levels)
         rung, out = ladder.rungs[level], torch.empty_like(A)
-        tier, result = network.tiers[rung.tier], out.view(count, n, n)
-        weights, form = tier.packed(A.dtype.to_real(), A.device), Form(layout, count, n, n)
-        with full_precision(A), borrowed_tape(flat, form, weights, tier.identity, rung.squarings) as tape:
+        (weights, identity), result = network.packed(rung, A), out.view(count, n, n)
+        form = Form(layout, count, n, n)
+        with full_precision(A), BorrowedTape(flat, form, weights, identity, rung.squarings) as tape:
             layout.load(flat, tape.inputs[0], 2.0**-rung.squarings)
             place = layout.token_of(result)
             tape.replay(place=place)

@@ -140,9 +140,15 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         occupied: int | None = None,
     ) -> None:
         """Out[rows] ← exp(A[rows]), or L(A[rows], E[rows]), by one rung and torch operations (``kernels/eager.py``)."""
-        tier = self.tiers[rung.tier]
-        weights = tier.packed(A.dtype.to_real(), A.device)
-        eager.exponential(A, E, weights, tier.identity, rung.squarings, out, rows, squares, occupied)
+        weights, identity = self.packed(rung, A)
+        eager.exponential(A, E, weights, identity, rung.squarings, out, rows, squares, occupied)
+
+    def packed(self, rung: Rung, A: Tensor) -> tuple[list[Tensor], float]:
+        """``EquivariantTransformer.packed`` of a rung for matrices like A, and its read-out of I."""
+        # Indexed as a module list it would cost as much as a call of torch.
+        modules = cast("dict[str, EquivariantTransformer]", self._modules["tiers"]._modules)  # type: ignore[union-attr]
+        tier = modules[str(rung.tier)]
+        return tier.packed(A.dtype.to_real(), A.device), tier.identity
 
     def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self.rungs(A.dtype.to_real()), trust, out)
