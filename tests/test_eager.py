@@ -118,6 +118,15 @@ def test_the_derivative_of_a_small_exponential(eager):
     assert (cases.relative(A.grad, expected) < 1e-4).all()
 
 
+@pytest.mark.parametrize("count", [1000, 12_000])
+def test_what_overflows_leaves_the_rest_of_its_matrix(eager, count):
+    """Also where a GEMM changes the layout, which would spread an infinity."""
+    A = torch.diag(torch.tensor([95.0, -1.0, 0.0])).repeat(count, 1, 1)
+    E = neural_expm.expm(A)
+    assert torch.isinf(E[:, 0, 0]).all()
+    torch.testing.assert_close(E[:, 1, 1], torch.full((count,), -1.0).exp(), rtol=1e-4, atol=0)
+
+
 def test_the_largest_group_is_computed_in_place(eager):
     """Later groups, and the exact algorithm, put theirs over what it made of their matrices."""
     A, G = (torch.randn(2000, 3, 3, dtype=torch.float64, generator=cases.generator(i)) / 9 for i in (0, 1))

@@ -18,7 +18,8 @@ from .tape import BorrowedTape, Form
 
 # h times the norm of E; its square is what the value, and so the derivative, is off by.
 STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
-# With these e^{−‖A‖} h is far above what underflows; a norm is at most some six times two to their power.
+# With these e^{−‖A‖} h is far above what underflows, and e^{‖A‖} below what overflows; a norm is at most some six times
+# two to their power.
 MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
 # Bytes of one token from which on a batch takes two chunks at least: its tokens are most of the memory that is needed.
 WHOLE_BYTES = 1 << 18
@@ -33,8 +34,12 @@ SIZES = range(BATCH_LAST_N + 1, 24)
 
 def suits(A: Tensor, squarings: int) -> bool:
     """Whether the derivative at the matrices of A is faster so, and as exact."""
-    small = A.shape[-1] in SIZES and A.shape[0] > 1 and A.is_cpu
-    return small and squarings <= MOST_SQUARINGS.get(A.dtype, -1)
+    return A.shape[-1] in SIZES and A.shape[0] > 1 and A.is_cpu and keeps_range(A.dtype, squarings)
+
+
+def keeps_range(dtype: torch.dtype, squarings: int) -> bool:
+    """Whether neither e^{‖A‖} nor e^{−‖A‖} comes near the ends of the range of a real dtype; no for a complex one."""
+    return squarings <= MOST_SQUARINGS.get(dtype, -1)
 
 
 def frechet(
@@ -52,28 +57,28 @@ def frechet(
     if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
         count = -(-count // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
+    # Each direction by its own size: beside a huge one a small one would be lost.
+    sizes = torch.linalg.vector_norm(E.flatten(1), dim=1)
+    smallest, largest = (float(size) for size in torch.aminmax(sizes))
+    tame = smallest >= 1 / TAME and largest <= TAME
+    if not tame:
+        sizes = E.abs().flatten(1).amax(1).clamp_min_(torch.finfo(A.dtype).tiny)
+    sizes = sizes[:, None, None]
+    into, back = (2.0**-squarings * step / sizes, sizes / step) if tame else (sizes, sizes)
     with BorrowedTape(A, form, weights, identity, squarings, A.dtype.to_complex()) as tape:
         value, direction = torch.view_as_real(tape.inputs[0]).unbind(-1)
         derivative = torch.view_as_real(tape.result)[..., 1]
-        magnitudes = torch.view_as_real(tape.inputs[1]).view(2, count, *out.shape[1:])[0]  # not in use yet
         for at in equal_chunks(total, count, rows):
-            # Each direction by its own size: beside a huge one a small one would be lost.
-            along = take(E, at)
-            size = torch.linalg.vector_norm(along.flatten(1), dim=1)[:, None, None]
             change_layout(take(A, at), value, 2.0**-squarings)
+            along = take(E, at)
             result = take(out, at) if isinstance(at, slice) else along
-            smallest, largest = torch.aminmax(size)
-            if float(smallest) >= 1 / TAME and float(largest) <= TAME:
-                torch.mul(along, 2.0**-squarings * step / size, out=direction)
+            if tame:
+                torch.mul(along, take(into, at), out=direction)
                 tape.replay()
-                torch.mul(derivative, size / step, out=result)
-            else:
-                # By the largest entry and in two steps: an entry cannot overflow, and neither can what follows where
-                # the derivative does not.
-                torch.abs(along, out=magnitudes)
-                size = magnitudes.flatten(1).amax(-1).clamp_min_(torch.finfo(A.dtype).tiny)[:, None, None]
-                torch.div(along, size, out=direction).mul_(2.0**-squarings * step)
+                torch.mul(derivative, take(back, at), out=result)
+            else:  # an entry cannot overflow, and neither can what follows where the derivative does not
+                torch.div(along, take(into, at), out=direction).mul_(2.0**-squarings * step)
                 tape.replay()
-                torch.mul(derivative, 1 / step, out=result).mul_(size)
+                torch.mul(derivative, 1 / step, out=result).mul_(take(back, at))
             if isinstance(at, Tensor):
                 out.index_copy_(0, at, result)

@@ -56,6 +56,7 @@ def exponential(
     members = 1 if E is None else 2
     layout, count = tape_layout(A, total, members)
     n, scale = A.shape[-1], 2.0**-squarings
+    finite = E is None and complex_step.keeps_range(A.dtype, squarings)
     used = n if occupied is None or E is not None or not layout.spares_rows else occupied
     sources = [(A.mT if layout is Adjoint else A, scale)]
     if E is not None:
@@ -72,7 +73,7 @@ def exponential(
             place = layout.token_of(take(out, at)) if direct else None
             tape.replay(squares is not None, place)
             if place is None:
-                _store(layout, tape.result, out[:, :used], at)
+                _store(layout, tape.result, out[:, :used], at, finite)
             if used < n:  # while the lines of the cache that they share with the rows above are there
                 _fill(out[:, used:], used, identity ** (2**squarings), at)
 
@@ -115,13 +116,13 @@ def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scal
         layout.load(take(A, at), place, scale)
 
 
-def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor) -> None:
-    """Out[at] ← X."""
+def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor, finite: bool) -> None:
+    """Out[at] ← X; ``finite``: as for ``Lanes.store``."""
     if isinstance(at, slice):
-        layout.store(X, take(out, at))
+        layout.store(X, take(out, at), finite)
         return
     if layout.token_of(X) is not X:
         lying = out.new_empty(at.shape[0], *out.shape[1:])
-        layout.store(X, lying)
+        layout.store(X, lying, finite)
         X = lying
     out.index_copy_(0, at, X)

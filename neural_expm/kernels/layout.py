@@ -93,8 +93,8 @@ class BatchFirst(OneLane):
         torch.mul(A, scale[:, None, None] if isinstance(scale, Tensor) else scale, out=out)
 
     @staticmethod
-    def store(X: Tensor, out: Tensor) -> None:
-        """Out ← X, from the layout to (count, n, n)."""
+    def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
+        """Out ← X, from the layout to (count, n, n), NaN and infinities too."""
         out.copy_(X)
 
     @staticmethod

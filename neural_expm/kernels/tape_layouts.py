@@ -11,11 +11,25 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from .layout import BatchFirst, BatchLast, Call, OneLane, change_layout, chunk_room, even_parts, layout_for
+from .calling import CPU
+from .layout import (
+    BATCH_LAST_N,
+    BatchFirst,
+    BatchLast,
+    Call,
+    OneLane,
+    change_layout,
+    chunk_room,
+    even_parts,
+)
 
 # From so many entries on torch shares an element-wise operation among threads.
 SHARED_FROM = 32768
 LINE_BYTES = 64  # of a cache
+# Entries of a batch from which on lanes repay the change of layout.
+LANES_FROM = 1024
+# Up to this n a GEMM with the identity changes the layout back in half the time of a copy.
+GEMM_STORES_N = 4
 
 
 class Adjoint(BatchFirst):
@@ -75,9 +89,19 @@ class Lanes:
         """Out ← scale · A, from (count, n, n) into the layout."""
         change_layout(self._split(A).movedim(-3, -1), out, scale)
 
-    def store(self, X: Tensor, out: Tensor) -> None:
-        """Out ← X, from the layout to (count, n, n)."""
-        self._split(out).copy_(X.movedim(-1, -3))
+    def store(self, X: Tensor, out: Tensor, finite: bool = False) -> None:
+        """Out ← X, from the layout to (count, n, n); ``finite``: no entry that matters is NaN or infinite."""
+        n, count = out.shape[-1], X.shape[-1]
+        if finite and n <= GEMM_STORES_N and out.is_cpu and not out.is_complex() and out.is_contiguous():
+            entries = out.shape[-2] * n
+            lying, standing = X.view(-1, entries, count).mT, out.view(-1, count, entries)
+            identity = _identity(entries, out.dtype)
+            if self.lanes == 1:
+                torch.mm(lying[0], identity, out=standing[0])
+            else:
+                torch.bmm(lying, identity.expand(self.lanes, -1, -1), out=standing)
+        else:
+            self._split(out).copy_(X.movedim(-1, -3))
 
     def _split(self, A: Tensor) -> Tensor:
         """Matrices (count, n, n) in their lanes."""
@@ -94,6 +118,12 @@ class Lanes:
     def diagonal(X: Tensor) -> Tensor:
         """A view of the diagonals."""
         return X.diagonal(dim1=-3, dim2=-2)
+
+
+@lru_cache(maxsize=8)
+def _identity(size: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.eye(size, dtype=dtype, device=CPU)
 
 
 class Outer(Lanes):
@@ -189,7 +219,7 @@ class Alone(OneLane):
         torch.mul(A[0], scale, out=out)
 
     @staticmethod
-    def store(X: Tensor, out: Tensor) -> None:
+    def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
         """Out ← X, to (1, n, n)."""
         out[0].copy_(X)
 
@@ -235,12 +265,18 @@ def _tape_layout(
     n: int, count: int, members: int, dtype: torch.dtype, transposed: bool, threads: int, room: int
 ) -> tuple[TapeLayout, int]:
     length = even_parts(count, room // (n * n * dtype.itemsize * members))
-    if layout_for(n, count) is BatchFirst:
-        return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
     shared, entries = SHARED_FROM // (n * n) + 1, LINE_BYTES // dtype.itemsize
-    if threads == 1 or count < shared + threads:
-        outer = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
-        return (_OUTER if outer else _lanes(1)), _whole_lines(length, count, entries)
+    one_lane = threads == 1 or count < shared + threads
+    # The terms of a product, and double-precision products, are shared among threads where calls of a lane are not.
+    many = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
+    if (
+        n > BATCH_LAST_N
+        or n * n * count < LANES_FROM
+        or (many and one_lane and n >= 4 and dtype.itemsize == 16)
+    ):
+        return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
+    if one_lane:
+        return (_OUTER if many else _lanes(1)), _whole_lines(length, count, entries)
     if length < shared:
         length = -(-count // (count // shared))  # even parts again
     return _lanes(threads), _whole_lines(-(-length // threads), count // threads, entries) * threads

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..kernels.complex_step import keeps_range
 from ..kernels.eager import occupied_rows, spares_rows
 from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
@@ -57,7 +58,7 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
             place = layout.token_of(result)
             tape.replay(place=place)
             if place is None:
-                layout.store(tape.result, result)
+                layout.store(tape.result, result, keeps_range(A.dtype, rung.squarings))
         if levels:
             ctypes.memset(levels, level, count)
         return out
