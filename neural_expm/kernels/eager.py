@@ -73,9 +73,8 @@ def exponential(
             place = layout.token_of(take(out, at)) if direct else None
             tape.replay(squares is not None, place)
             if place is None:
-                _store(layout, tape.result, out[:, :used], at, finite)
-            if used < n:  # while the lines of the cache that they share with the rows above are there
-                _fill(out[:, used:], used, identity ** (2**squarings), at)
+                below = None if used == n else (used, identity ** (2**squarings))
+                _store(layout, tape.result, out, at, finite, below)
 
 
 def spares_rows(count: int, n: int) -> bool:
@@ -95,17 +94,6 @@ def occupied_rows(A: Tensor) -> int:
     return n if torch.count_nonzero(A[:, used:]) else used
 
 
-def _fill(below: Tensor, used: int, diagonal: float, at: slice | Tensor) -> None:
-    """The rows from ``used`` on of the matrices of a chunk are those of the identity times a number."""
-    entries = below.diagonal(used, -2, -1)
-    if isinstance(at, slice):
-        below[at].zero_()
-        entries[at].fill_(diagonal)
-    else:
-        below.index_fill_(0, at, 0.0)
-        entries.index_fill_(0, at, diagonal)
-
-
 def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scale: float) -> None:
     """Place ← scale · A[at]."""
     if isinstance(at, Tensor) and layout.token_of(place) is place and A.is_contiguous():
@@ -116,13 +104,24 @@ def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scal
         layout.load(take(A, at), place, scale)
 
 
-def _store(layout: TapeLayout, X: Tensor, out: Tensor, at: slice | Tensor, finite: bool) -> None:
-    """Out[at] ← X; ``finite``: as for ``Lanes.store``."""
-    if isinstance(at, slice):
-        layout.store(X, take(out, at), finite)
-        return
-    if layout.token_of(X) is not X:
-        lying = out.new_empty(at.shape[0], *out.shape[1:])
-        layout.store(X, lying, finite)
-        X = lying
-    out.index_copy_(0, at, X)
+def _store(
+    layout: TapeLayout,
+    X: Tensor,
+    out: Tensor,
+    at: slice | Tensor,
+    finite: bool,
+    below: tuple[int, float] | None,
+) -> None:
+    """Out[at] ← X; ``finite`` as for ``Lanes.store``.
+
+    ``below``: how many rows X has, where it has not all, and the number times which the identity has the others.
+    """
+    place = X
+    if below is not None or layout.token_of(X) is not X or isinstance(at, slice):
+        place = take(out, at) if isinstance(at, slice) else out.new_empty(at.shape[0], *out.shape[1:])
+        layout.store(X, place, finite)
+    if below is not None:  # while the lines of the cache that they share with the rows above are there
+        rows, number = below
+        place[:, rows:].diagonal(rows, -2, -1).fill_(number)
+    if isinstance(at, Tensor):
+        out.index_copy_(0, at, place)

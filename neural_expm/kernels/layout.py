@@ -94,8 +94,18 @@ class BatchFirst(OneLane):
 
     @staticmethod
     def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
-        """Out ← X, from the layout to (count, n, n), NaN and infinities too."""
-        out.copy_(X)
+        """Out ← X, from the layout to (count, n, n), NaN and infinities too; zero are the rows that X has not."""
+        rows = BatchFirst.rows(X)
+        if rows == out.shape[-2]:
+            out.copy_(X)
+        else:
+            out[:, :rows].copy_(X)
+            out[:, rows:].zero_()
+
+    @staticmethod
+    def rows(X: Tensor) -> int:
+        """Rows of the matrices of a token."""
+        return X.shape[-2]
 
     @staticmethod
     def matrices(X: Tensor) -> Tensor:

@@ -90,18 +90,28 @@ class Lanes:
         change_layout(self._split(A).movedim(-3, -1), out, scale)
 
     def store(self, X: Tensor, out: Tensor, finite: bool = False) -> None:
-        """Out ← X, from the layout to (count, n, n); ``finite``: no entry that matters is NaN or infinite."""
-        n, count = out.shape[-1], X.shape[-1]
+        """Out ← X, from the layout to (count, n, n); zero are the rows that X has not.
+
+        ``finite``: no entry that matters is NaN or infinite.
+        """
+        n, rows, count = out.shape[-1], self.rows(X), X.shape[-1]
         if finite and n <= GEMM_STORES_N and out.is_cpu and not out.is_complex() and out.is_contiguous():
-            entries = out.shape[-2] * n
-            lying, standing = X.view(-1, entries, count).mT, out.view(-1, count, entries)
-            identity = _identity(entries, out.dtype)
+            lying, standing = X.view(-1, rows * n, count).mT, out.view(-1, count, n * n)
+            identity = _identity(rows * n, n * n, out.dtype)
             if self.lanes == 1:
                 torch.mm(lying[0], identity, out=standing[0])
             else:
                 torch.bmm(lying, identity.expand(self.lanes, -1, -1), out=standing)
-        else:
+        elif rows == n:
             self._split(out).copy_(X.movedim(-1, -3))
+        else:
+            self._split(out[:, :rows]).copy_(X.movedim(-1, -3))
+            out[:, rows:].zero_()
+
+    @staticmethod
+    def rows(X: Tensor) -> int:
+        """Rows of the matrices of a token."""
+        return X.shape[-3]
 
     def _split(self, A: Tensor) -> Tensor:
         """Matrices (count, n, n) in their lanes."""
@@ -121,9 +131,9 @@ class Lanes:
 
 
 @lru_cache(maxsize=8)
-def _identity(size: int, dtype: torch.dtype) -> Tensor:
+def _identity(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        return torch.eye(size, dtype=dtype, device=CPU)
+        return torch.eye(rows, columns, dtype=dtype, device=CPU)
 
 
 class Outer(Lanes):
