@@ -38,9 +38,9 @@ def both(A: torch.Tensor, G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])
-@pytest.mark.parametrize("count", [4099, 12_000])
+@pytest.mark.parametrize("count", [4099, 12_000, 30_001])
 def test_threads_share_a_batch_in_lanes(eager, threads, dtype, count):
-    """4099: two chunks of odd length, so that the last reaches back."""
+    """Lanes overlap within a chunk, and the last chunk of 30 001 reaches back."""
     A, G = (torch.randn(count, 3, 3, dtype=dtype, generator=cases.generator(i)) / 2 for i in (0, 1))
     A[::7] *= 1e-2  # groups
     A[5] = torch.nan
@@ -53,6 +53,14 @@ def test_threads_share_a_batch_in_lanes(eager, threads, dtype, count):
         )
         for got, wanted in zip(both(A, G), expected, strict=True):
             torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+def test_an_odd_batch_takes_no_chunk_more(threads):
+    threads(2)
+    A = torch.zeros(2051, 4, 4, dtype=torch.float64)
+    layout, length = tape_layouts.tape_layout(A, 2051, 1)
+    assert (layout.lanes, length) == (2, 2051)
+    assert layout.span(2051) == (1032, 1019)  # whole lines of the cache
 
 
 @pytest.mark.parametrize("n", [3, 6, 9, 20])

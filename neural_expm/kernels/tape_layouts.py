@@ -47,26 +47,41 @@ class Adjoint(BatchFirst):
 
 
 class Lanes:
-    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, count/lanes); a single lane has none.
+    """Batch-last in as many equal lanes as there are threads: (lanes, n, n, length); a single lane has none.
 
     torch splits a large operation among its threads into equal runs of entries.  With the lanes outermost those are of
     the same matrices in every operation, which then stay in the cache of one core.  A pair has its two members behind
     the lanes, or in their place.
+
+    Lanes overlap where they do not divide a chunk, or where its rows would not begin with a line of the cache: a vector
+    instruction on entries of two lines takes twice as long.
+
+    Args:
+        lanes: how many.
+        line: entries of a line.
     """
 
     spares_rows = True
 
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
+    def __init__(self, lanes: int, line: int = 1) -> None:
+        self.lanes, self.line = lanes, line
 
     def leads(self, members: int) -> int:
         """In how many equal parts memory is: the lanes, or the members of a pair."""
         return self.lanes if self.lanes > 1 else members
 
+    def span(self, count: int) -> tuple[int, int]:
+        """Matrices of a lane, and after how many of them the next one begins."""
+        if self.lanes == 1:
+            return count, count
+        length = _whole_lines(-(-count // self.lanes), self.line)
+        step = (count - length) // (self.lanes - 1)
+        return count - (self.lanes - 1) * step, step
+
     def shape(self, count: int, rows: int, n: int, members: int) -> tuple[int, ...]:
         """Of what a lead has of a token of matrices with so many rows."""
         pair = (2,) if self.lanes > 1 and members == 2 else ()
-        return (*pair, rows, n, count // self.lanes)
+        return (*pair, rows, n, self.span(count)[0])
 
     token = staticmethod(OneLane.token)
 
@@ -87,35 +102,32 @@ class Lanes:
 
     def load(self, A: Tensor, out: Tensor, scale: float) -> None:
         """Out ← scale · A, from (count, n, n) into the layout."""
-        change_layout(self._split(A).movedim(-3, -1), out, scale)
+        lying = A.movedim(0, -1) if self.lanes == 1 else A.unfold(0, *self.span(A.shape[0]))
+        change_layout(lying, out, scale)
 
     def store(self, X: Tensor, out: Tensor, finite: bool = False) -> None:
         """Out ← X, from the layout to (count, n, n); zero are the rows that X has not.
 
         ``finite``: no entry that matters is NaN or infinite.
         """
-        n, rows, count = out.shape[-1], self.rows(X), X.shape[-1]
+        rows, n, step = self.rows(X), out.shape[-1], self.span(out.shape[0])[1]
+        parts = out[: self.lanes * step].unflatten(0, (self.lanes, step))
+        lanes = X if self.lanes > 1 else X[None]
         if finite and n <= GEMM_STORES_N and out.is_cpu and not out.is_complex() and out.is_contiguous():
-            lying, standing = X.view(-1, rows * n, count).mT, out.view(-1, count, n * n)
-            identity = _identity(rows * n, n * n, out.dtype)
-            if self.lanes == 1:
-                torch.mm(lying[0], identity, out=standing[0])
-            else:
-                torch.bmm(lying, identity.expand(self.lanes, -1, -1), out=standing)
-        elif rows == n:
-            self._split(out).copy_(X.movedim(-1, -3))
+            identity = _identity(rows * n, n * n, out.dtype).expand(self.lanes, -1, -1)
+            torch.bmm(lanes.flatten(1, 2)[..., :step].mT, identity, out=parts.flatten(2))
         else:
-            self._split(out[:, :rows]).copy_(X.movedim(-1, -3))
-            out[:, rows:].zero_()
+            parts[:, :, :rows].copy_(lanes[..., :step].movedim(-1, 1))
+            if rows < n:
+                parts[:, :, rows:].zero_()
+        if (done := self.lanes * step) < out.shape[0]:
+            out[done:, :rows].copy_(lanes[-1, ..., step:].movedim(-1, 0))
+            out[done:, rows:].zero_()
 
     @staticmethod
     def rows(X: Tensor) -> int:
         """Rows of the matrices of a token."""
         return X.shape[-3]
-
-    def _split(self, A: Tensor) -> Tensor:
-        """Matrices (count, n, n) in their lanes."""
-        return A.unflatten(0, (self.lanes, -1)) if self.lanes > 1 else A
 
     product = staticmethod(BatchLast.product)
 
@@ -254,8 +266,8 @@ TapeLayout = Lanes | type[BatchFirst] | type[Alone]
 
 
 @lru_cache(maxsize=8)
-def _lanes(threads: int) -> Lanes:
-    return Lanes(threads)
+def _lanes(threads: int, line: int = 1) -> Lanes:
+    return Lanes(threads, line)
 
 
 _OUTER = Outer()
@@ -275,7 +287,7 @@ def _tape_layout(
     n: int, count: int, members: int, dtype: torch.dtype, transposed: bool, threads: int, room: int
 ) -> tuple[TapeLayout, int]:
     length = even_parts(count, room // (n * n * dtype.itemsize * members))
-    shared, entries = SHARED_FROM // (n * n) + 1, LINE_BYTES // dtype.itemsize
+    shared, line = SHARED_FROM // (n * n * members) + 1, LINE_BYTES // dtype.itemsize
     one_lane = threads == 1 or count < shared + threads
     # The terms of a product, and double-precision products, are shared among threads where calls of a lane are not.
     many = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
@@ -286,15 +298,14 @@ def _tape_layout(
     ):
         return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
     if one_lane:
-        return (_OUTER if many else _lanes(1)), _whole_lines(length, count, entries)
+        return (_OUTER if many else _lanes(1)), min(_whole_lines(length, line), count)
     if length < shared:
         length = -(-count // (count // shared))  # even parts again
-    return _lanes(threads), _whole_lines(-(-length // threads), count // threads, entries) * threads
+    if length < count:
+        length = min(_whole_lines(-(-length // threads), line), count // threads) * threads
+    return _lanes(threads, line), length
 
 
-def _whole_lines(length: int, most: int, entries: int) -> int:
-    """At least ``length`` and at most ``most``, so that rows begin with a line of the cache, of so many entries.
-
-    A vector instruction on entries of two lines takes twice as long.
-    """
-    return min(-(-length // entries) * entries, most)
+def _whole_lines(length: int, line: int) -> int:
+    """The next multiple of the entries of a line of the cache."""
+    return -(-length // line) * line
