@@ -110,18 +110,24 @@ class Lanes:
 
         ``finite``: no entry that matters is NaN or infinite.
         """
-        rows, n, step = self.rows(X), out.shape[-1], self.span(out.shape[0])[1]
-        parts = out[: self.lanes * step].unflatten(0, (self.lanes, step))
-        lanes = X if self.lanes > 1 else X[None]
+        count, n, rows = out.shape[0], out.shape[-1], self.rows(X)
+        done, parts, product = count, out, torch.mm
+        whole = X
+        if self.lanes > 1:
+            step = self.span(count)[1]
+            done, product = self.lanes * step, torch.bmm
+            parts, X = out[:done].unflatten(0, (self.lanes, step)), X[..., :step]
         if finite and n <= GEMM_STORES_N and out.is_cpu and not out.is_complex() and out.is_contiguous():
-            identity = _identity(rows * n, n * n, out.dtype).expand(self.lanes, -1, -1)
-            torch.bmm(lanes.flatten(1, 2)[..., :step].mT, identity, out=parts.flatten(2))
+            product(
+                X.flatten(-3, -2).mT, _identity(self.lanes, rows * n, n * n, out.dtype), out=parts.flatten(-2)
+            )
+        elif rows == n:
+            parts.copy_(X.movedim(-1, -3))
         else:
-            parts[:, :, :rows].copy_(lanes[..., :step].movedim(-1, 1))
-            if rows < n:
-                parts[:, :, rows:].zero_()
-        if (done := self.lanes * step) < out.shape[0]:
-            out[done:, :rows].copy_(lanes[-1, ..., step:].movedim(-1, 0))
+            parts[..., :rows, :].copy_(X.movedim(-1, -3))
+            parts[..., rows:, :].zero_()
+        if done < count:
+            out[done:, :rows].copy_(whole[-1, ..., step:].movedim(-1, 0))
             out[done:, rows:].zero_()
 
     @staticmethod
@@ -142,10 +148,11 @@ class Lanes:
         return X.diagonal(dim1=-3, dim2=-2)
 
 
-@lru_cache(maxsize=8)
-def _identity(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+@lru_cache(maxsize=16)
+def _identity(lanes: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        return torch.eye(rows, columns, dtype=dtype, device=CPU)
+        identity = torch.eye(rows, columns, dtype=dtype, device=CPU)
+        return identity if lanes == 1 else identity.expand(lanes, -1, -1)
 
 
 class Outer(Lanes):

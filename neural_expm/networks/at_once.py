@@ -37,6 +37,7 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
     if n == 1:
         return Bound(lambda A, _: A.exp(), lambda A, E, _: A.exp() * E, network)
     ladder = network.ladder
+    packed: dict[int, tuple[list[Tensor], float]] = {}  # for good: nobody changes a network that is settled
 
     def together(A: Tensor, levels: int) -> Tensor | None:
         """As ``value``, where one rung and one tape serve all, and neither a sharper bound nor zero rows are worth it.
@@ -51,7 +52,9 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
         if length < count or not ladder.one_group(min(reached), level, count, n):
             return value(A, levels)
         rung, out = ladder.rungs[level], torch.empty_like(A)
-        (weights, identity), result = network.packed(rung, A), out.view(count, n, n)
+        if level not in packed:
+            packed[level] = network.packed(rung, A)
+        (weights, identity), result = packed[level], out.view(count, n, n)
         form = Form(layout, count, n, n)
         with full_precision(A), BorrowedTape(flat, form, weights, identity, rung.squarings) as tape:
             layout.load(flat, tape.inputs[0], 2.0**-rung.squarings)

@@ -188,7 +188,7 @@ def _grouped(
     Beyond the last rung is outside.
     """
     rungs, batch = ladder.rungs, norm.shape[0]
-    served = [*map(_count, within), batch]
+    served = [*_counts(within), batch]
     counts = [0] * first + [b - a for a, b in zip([0, *served], served, strict=False)]
     reason = None
     if len(counts) > len(rungs):
@@ -245,11 +245,11 @@ def _rows_between(within: Tensor, low: int, high: int) -> Tensor:
 # NumPy does both several times as fast as torch.
 
 
-def _count(chosen: Tensor) -> int:
-    """How many of the truth values are true."""
+def _counts(chosen: Tensor) -> list[int]:
+    """How many truth values of each row are true."""
     if chosen.is_cpu and type(chosen) is Tensor:
-        return int(numpy.count_nonzero(chosen.numpy()))
-    return int(chosen.sum())
+        return [int(numpy.count_nonzero(row)) for row in chosen.numpy()]
+    return [int(count) for count in chosen.sum(1).tolist()]
 
 
 def _rows(chosen: Tensor) -> Tensor:
