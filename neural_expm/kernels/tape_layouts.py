@@ -294,8 +294,9 @@ def _tape_layout(
     n: int, count: int, members: int, dtype: torch.dtype, transposed: bool, threads: int, room: int
 ) -> tuple[TapeLayout, int]:
     length = even_parts(count, room // (n * n * dtype.itemsize * members))
-    shared, line = SHARED_FROM // (n * n * members) + 1, LINE_BYTES // dtype.itemsize
-    one_lane = threads == 1 or count < shared + threads
+    shared, line = SHARED_FROM // (n * n) + 1, LINE_BYTES // dtype.itemsize
+    # Of pairs it is enough to share the calls on both members.
+    one_lane = threads == 1 or count < shared // members + threads
     # The terms of a product, and double-precision products, are shared among threads where calls of a lane are not.
     many = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
     if (
@@ -307,7 +308,7 @@ def _tape_layout(
     if one_lane:
         return (_OUTER if many else _lanes(1)), min(_whole_lines(length, line), count)
     if length < shared:
-        length = -(-count // (count // shared))  # even parts again
+        length = -(-count // max(1, count // shared))  # even parts again
     if length < count:
         length = min(_whole_lines(-(-length // threads), line), count // threads) * threads
     return _lanes(threads, line), length
