@@ -77,7 +77,7 @@ def exponential(
                 _store(layout, tape.result, out, at, finite, below)
 
 
-def spares_rows(count: int, n: int) -> bool:
+def worth_sparing(count: int, n: int) -> bool:
     """Whether so many matrices repay the search for zero rows and the filling of those of the result."""
     return count * n * n >= (SPARED_FROM[0] if n <= BATCH_LAST_N else SPARED_FROM[1])
 
@@ -88,7 +88,7 @@ def occupied_rows(A: Tensor) -> int:
     exp of [[A, b], [0, 0]] ends with the rows of the identity.
     """
     n = A.shape[-1]
-    if not spares_rows(*A.shape[:2]) or not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
+    if not worth_sparing(*A.shape[:2]) or not A.is_cpu or not readable(A) or any(A[0, -1].tolist()):
         return n
     used = max((row + 1 for row, occupied in enumerate(A[0].any(-1).tolist()) if occupied), default=1)
     return n if torch.count_nonzero(A[:, used:]) else used

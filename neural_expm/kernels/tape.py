@@ -175,34 +175,37 @@ class BorrowedTape:
         self._lent = False
 
     def __enter__(self) -> Tape:
-        A, form, weights, _, squarings, dtype = self._arguments
+        A, form, weights, _, _, dtype = self._arguments
         if _kept.lent or not A.is_cpu or type(A) is not Tensor:
             return self._made(A.new_empty(form.size(len(weights) - 1), dtype=dtype))
-        # The tape keeps the list of weights alive, so that its id names no other one.
-        key, tapes = (dtype, form, id(weights), squarings), _kept.tapes
-        if key in tapes:
-            tapes.move_to_end(key)
-            _kept.lent = self._lent = True
-            return tapes[key][0]
-        size = form.size(len(weights) - 1)
-        if size * dtype.itemsize > KEPT_BYTES:
-            return self._made(A.new_empty(size, dtype=dtype))
         _kept.lent = self._lent = True
         try:
-            # What is made in inference mode could not be written to outside it.
-            with torch.inference_mode(False):
-                made = self._made(_memory(dtype, size))
+            return self._found()
         except BaseException:
-            _kept.lent = False
+            self.__exit__()
             raise
-        tapes[key] = made, weights
-        while len(tapes) > KEPT:
-            tapes.popitem(last=False)
-        return made
 
     def __exit__(self, *_: object) -> None:
         if self._lent:
             _kept.lent = False
+
+    def _found(self) -> Tape:
+        """The tape that is kept, or a new one."""
+        A, form, weights, _, squarings, dtype = self._arguments
+        # The tape keeps the list of weights alive, so that its id names no other one.
+        key, tapes = (dtype, form, id(weights), squarings), _kept.tapes
+        if key in tapes:
+            tapes.move_to_end(key)
+            return tapes[key][0]
+        size = form.size(len(weights) - 1)
+        if size * dtype.itemsize > KEPT_BYTES:
+            return self._made(A.new_empty(size, dtype=dtype))
+        # What is made in inference mode could not be written to outside it.
+        with torch.inference_mode(False):
+            tapes[key] = self._made(_memory(dtype, size)), weights
+        while len(tapes) > KEPT:
+            tapes.popitem(last=False)
+        return tapes[key][0]
 
     def _made(self, memory: Tensor) -> Tape:
         _, form, weights, identity, squarings, _ = self._arguments

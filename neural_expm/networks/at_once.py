@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.complex_step import keeps_range
-from ..kernels.eager import occupied_rows, spares_rows
+from ..kernels.eager import occupied_rows, worth_sparing
 from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
 from ..kernels.tape import BorrowedTape, Form
@@ -94,4 +94,4 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
         return out
 
     sharper_from = LONE_SHARPER_N[0] if count == 1 else FEW_SHARPER_N if count <= FEW else SQUARE_FIRST_N
-    return Bound(together if n < sharper_from and not spares_rows(count, n) else value, frechet, network)
+    return Bound(together if n < sharper_from and not worth_sparing(count, n) else value, frechet, network)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,14 +248,14 @@ def _rows_between(within: Tensor, low: int, high: int) -> Tensor:
 def _counts(chosen: Tensor) -> list[int]:
     """How many truth values of each row are true."""
     if chosen.is_cpu and type(chosen) is Tensor:
-        return [int(numpy.count_nonzero(row)) for row in chosen.numpy()]
+        return [int(np.count_nonzero(row)) for row in chosen.numpy()]
     return [int(count) for count in chosen.sum(1).tolist()]
 
 
 def _rows(chosen: Tensor) -> Tensor:
     """Indices of those that are true."""
     if chosen.is_cpu and type(chosen) is Tensor:
-        return torch.from_numpy(numpy.flatnonzero(chosen.numpy()))
+        return torch.from_numpy(np.flatnonzero(chosen.numpy()))
     return torch.nonzero(chosen)[:, 0]
 
 
