@@ -21,8 +21,8 @@ STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
 # With these e^{−‖A‖} h is far above what underflows, and e^{‖A‖} below what overflows; a norm is at most some six times
 # two to their power.
 MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
-# Bytes of one token from which on a batch takes two chunks at least: its tokens are most of the memory that is needed.
-WHOLE_BYTES = 1 << 18
+# Bytes of a batch from which on the way there and back is repaid.
+FROM_BYTES = 1 << 18
 # A chunk takes as many bytes of a token for each thread: complex ones make fewer calls than real ones for as many.
 CHUNK_BYTES = 1 << 19
 # With directions of norms between its inverse and this, neither they over the step nor the step over them, nor the
@@ -32,9 +32,11 @@ TAME = 2.0**40
 SIZES = range(BATCH_LAST_N + 1, 24)
 
 
-def suits(A: Tensor, squarings: int) -> bool:
-    """Whether the derivative at the matrices of A is faster so, and as exact."""
-    return A.shape[-1] in SIZES and A.shape[0] > 1 and A.is_cpu and keeps_range(A.dtype, squarings)
+def suits(A: Tensor, total: int, squarings: int) -> bool:
+    """Whether the derivative at so many of the matrices of A is faster so, and as exact."""
+    if A.shape[-1] not in SIZES or total * A.shape[-1] ** 2 * A.element_size() < FROM_BYTES:
+        return False
+    return A.is_cpu and keeps_range(A.dtype, squarings)
 
 
 def keeps_range(dtype: torch.dtype, squarings: int) -> bool:
@@ -53,9 +55,9 @@ def frechet(
 ) -> None:
     """out[rows] = L(A[rows], E[rows]); see ``eager.exponential``."""
     total, step = A.shape[0] if rows is None else rows.shape[0], STEP[A.dtype]
-    count = even_parts(total, CHUNK_BYTES * torch.get_num_threads() // (2 * A[0].nbytes))
-    if count == total and 2 * count * A[0].nbytes > WHOLE_BYTES:
-        count = -(-count // 2)
+    # Two chunks at least: their tokens are most of the memory that is needed.
+    most = min(-(-total // 2), CHUNK_BYTES * torch.get_num_threads() // (2 * A[0].nbytes))
+    count = even_parts(total, most)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
     # Each direction by its own size: beside a huge one a small one would be lost.
     sizes = torch.linalg.vector_norm(E.flatten(1), dim=1)

@@ -50,7 +50,7 @@ def exponential(
     total = A.shape[0] if rows is None else rows.shape[0]
     if not total:
         return
-    if E is not None and complex_step.suits(A, squarings):
+    if E is not None and complex_step.suits(A, total, squarings):
         complex_step.frechet(A, E, weights, identity, squarings, out, rows)
         return
     members = 1 if E is None else 2
