@@ -27,7 +27,7 @@ from .layout import (
 SHARED_FROM = 32768
 LINE_BYTES = 64  # of a cache
 # Entries of a batch from which on lanes repay the change of layout.
-LANES_FROM = 1024
+LANES_FROM = 1536
 # Up to this n a GEMM with the identity changes the layout back in half the time of a copy.
 GEMM_STORES_N = 4
 
