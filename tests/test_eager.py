@@ -72,6 +72,7 @@ def test_chunks_of_any_length_give_the_same(eager, n):
     tolerance = 8 * torch.finfo(A.dtype).eps
     for size in (1 << 12, 1 << 15):
         eager.setattr(layout, "CHUNK_BYTES", size)
+        eager.setattr(tape_layouts, "TAPE_BYTES", size)
         for got, wanted in zip(both(A, G), expected, strict=True):
             assert (cases.relative(got, wanted) < tolerance).all()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .chunks import equal_chunks, take
-from .layout import BATCH_LAST_N, BatchFirst, change_layout, even_parts
+from .layout import BATCH_LAST_N, BatchFirst, change_layout, chunk_length
 from .tape import BorrowedTape, Form
 
 # h times the norm of E; its square is what the value, and so the derivative, is off by.
@@ -23,8 +23,6 @@ STEP = {torch.float32: 2.0**-20, torch.float64: 2.0**-40}
 MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
 # Bytes of a batch from which on the way there and back is repaid.
 FROM_BYTES = 1 << 18
-# A chunk takes as many bytes of a token for each thread: complex ones make fewer calls than real ones for as many.
-CHUNK_BYTES = 1 << 19
 # With directions of norms between its inverse and this, neither they over the step nor the step over them, nor the
 # squares of entries that count, leave the range.
 TAME = 2.0**40
@@ -56,8 +54,7 @@ def frechet(
     """out[rows] = L(A[rows], E[rows]); see ``eager.exponential``."""
     total, step = A.shape[0] if rows is None else rows.shape[0], STEP[A.dtype]
     # Two chunks at least: their tokens are most of the memory that is needed.
-    most = min(-(-total // 2), CHUNK_BYTES * torch.get_num_threads() // (2 * A[0].nbytes))
-    count = even_parts(total, most)
+    count = -(-min(total, chunk_length(A, 2 * total)) // 2)
     form = Form(BatchFirst, count, A.shape[-1], A.shape[-1])
     # Each direction by its own size: beside a huge one a small one would be lost.
     sizes = torch.linalg.vector_norm(E.flatten(1), dim=1)

@@ -20,20 +20,9 @@ from torch import Tensor
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
 
-
-def _chunk_bytes() -> int:
-    """Where the tokens of a chunk, six to nine, find room in a second-level cache, they are to have it.
-
-    In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
-    serves, and larger chunks make fewer calls.
-    """
-    told: dict[str, int] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
-    cache = told.get("l2_cache_size", 0)
-    return 1 << 18 if cache >= 1 << 21 else 1 << 19
-
-
-# Bytes of one token of a chunk, for each thread.
-CHUNK_BYTES = _chunk_bytes()
+# Bytes of one token of a chunk, for each thread: those that a call works on stay in the caches of a core, and a call
+# costs little beside what it computes.
+CHUNK_BYTES = 1 << 19
 # On a GPU a launch takes microseconds whatever it does, and there is no such cache to stay in.
 GPU_CHUNK_BYTES = 1 << 26
 
@@ -246,11 +235,6 @@ def layout_for(n: int, count: int) -> Layout:
     return BatchLast if n <= BATCH_LAST_N and count >= BATCH_LAST_COUNT else BatchFirst
 
 
-def chunk_room(A: Tensor) -> int:
-    """Bytes of one token of a chunk of matrices like those of A."""
-    return CHUNK_BYTES * torch.get_num_threads() if A.is_cpu else GPU_CHUNK_BYTES
-
-
 def even_parts(count: int, most: int) -> int:
     """The largest of as few parts of a batch as possible, all of them of about the same length."""
     parts = -(-count // max(1, most))
@@ -259,7 +243,8 @@ def even_parts(count: int, most: int) -> int:
 
 def chunk_length(A: Tensor, count: int) -> int:
     """Matrices in a chunk."""
-    return even_parts(count, chunk_room(A) // (A.shape[-1] ** 2 * A.element_size()))
+    room = CHUNK_BYTES * torch.get_num_threads() if A.is_cpu else GPU_CHUNK_BYTES
+    return even_parts(count, room // (A.shape[-1] ** 2 * A.element_size()))
 
 
 def multiply_dual(layout: Layout, X: Tensor, Y: Tensor, out: Tensor) -> None:

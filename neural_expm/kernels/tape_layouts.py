@@ -14,18 +14,33 @@ from torch import Tensor
 from .calling import CPU
 from .layout import (
     BATCH_LAST_N,
+    CHUNK_BYTES,
+    GPU_CHUNK_BYTES,
     BatchFirst,
     BatchLast,
     Call,
     OneLane,
     change_layout,
-    chunk_room,
     even_parts,
 )
 
 # From so many entries on torch shares an element-wise operation among threads.
 SHARED_FROM = 32768
 LINE_BYTES = 64  # of a cache
+
+
+def _chunk_bytes() -> int:
+    """Where the tokens of a chunk, six to nine, find room in a second-level cache, they are to have it.
+
+    In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
+    serves, and larger chunks make fewer calls.
+    """
+    told: dict[str, int] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    return 1 << 18 if told.get("l2_cache_size", 0) >= 1 << 21 else CHUNK_BYTES
+
+
+# Bytes of one token of a chunk, for each thread: of calls that are made once, chunks may be shorter than elsewhere.
+TAPE_BYTES = _chunk_bytes()
 # Entries of a batch from which on lanes repay the change of layout.
 LANES_FROM = 1536
 # Up to this n a GEMM with the identity changes the layout back in half the time of a copy.
@@ -286,7 +301,8 @@ def tape_layout(A: Tensor, count: int, members: int) -> tuple[TapeLayout, int]:
         return Alone, 1
     threads = torch.get_num_threads() if A.is_cpu else 1
     transposed = members == 2 and A.stride(-1) != 1 and A.mT.is_contiguous()
-    return _tape_layout(A.shape[-1], count, members, A.dtype, transposed, threads, chunk_room(A))
+    room = TAPE_BYTES * threads if A.is_cpu else GPU_CHUNK_BYTES
+    return _tape_layout(A.shape[-1], count, members, A.dtype, transposed, threads, room)
 
 
 @lru_cache(maxsize=256)  # it takes as long as a call of torch
