@@ -55,6 +55,18 @@ def test_threads_share_a_batch_in_lanes(eager, threads, dtype, count):
             torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
+def test_chunks_where_the_cache_is_not_told(monkeypatch):
+    def silent():
+        raise RuntimeError("cpuinfo")
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", silent, raising=False)
+    assert tape_layouts._chunk_bytes() == layout.CHUNK_BYTES
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"l2_cache_size": 1 << 21})
+    assert tape_layouts._chunk_bytes() < layout.CHUNK_BYTES
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert tape_layouts._chunk_bytes() == layout.CHUNK_BYTES
+
+
 def test_an_odd_batch_takes_no_chunk_more(threads):
     threads(2)
     A = torch.zeros(2051, 4, 4, dtype=torch.float64)

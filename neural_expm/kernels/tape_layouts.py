@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache, partial
 
 import torch
@@ -35,7 +36,9 @@ def _chunk_bytes() -> int:
     In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
     serves, and larger chunks make fewer calls.
     """
-    told: dict[str, int] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
+    told: dict[str, int] = {}
+    with suppress(AttributeError, RuntimeError):  # an older torch, or a system that does not tell
+        told = dict(torch.cpu.get_capabilities())
     return 1 << 18 if told.get("l2_cache_size", 0) >= 1 << 21 else CHUNK_BYTES
 
 
