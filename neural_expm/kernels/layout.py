@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 # Largest n whose products are faster batch-last (``bmm`` has no good kernel below n³ = 400), and the smallest batch
-# where the change of layout pays.
+# where the change of layout pays (of tapes: ``tape_layouts.LANES_FROM``).
 BATCH_LAST_N = 7
 BATCH_LAST_COUNT = 256
-
 # Bytes of one token of a chunk, for each thread: those that a call works on stay in the caches of a core, and a call
 # costs little beside what it computes.
 CHUNK_BYTES = 1 << 19
@@ -84,17 +83,12 @@ class BatchFirst(OneLane):
     @staticmethod
     def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
         """Out ← X, from the layout to (count, n, n), NaN and infinities too; zero are the rows that X has not."""
-        rows = BatchFirst.rows(X)
+        rows = X.shape[-2]
         if rows == out.shape[-2]:
             out.copy_(X)
         else:
             out[:, :rows].copy_(X)
             out[:, rows:].zero_()
-
-    @staticmethod
-    def rows(X: Tensor) -> int:
-        """Rows of the matrices of a token."""
-        return X.shape[-2]
 
     @staticmethod
     def matrices(X: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ LINE_BYTES = 64  # of a cache
 
 
 def _chunk_bytes() -> int:
-    """Where the tokens of a chunk, six to nine, find room in a second-level cache, they are to have it.
+    """A quarter of a megabyte where the second-level cache has two: the six to nine tokens of a chunk stay in it.
 
-    In a smaller one, as of AMD, they had no room with any chunk that calls cost little beside; then the third level
-    serves, and larger chunks make fewer calls.
+    Into a smaller one, as of AMD, they would fit only with chunks so short that the calls cost more than they compute;
+    there the third level serves them, and longer chunks make fewer calls.
     """
     told: dict[str, int] = {}
     with suppress(AttributeError, RuntimeError):  # an older torch, or a system that does not tell
@@ -128,7 +128,7 @@ class Lanes:
 
         ``finite``: no entry that matters is NaN or infinite.
         """
-        count, n, rows = out.shape[0], out.shape[-1], self.rows(X)
+        count, n, rows = out.shape[0], out.shape[-1], X.shape[-3]
         done, parts, product = count, out, torch.mm
         whole = X
         if self.lanes > 1:
@@ -147,11 +147,6 @@ class Lanes:
         if done < count:
             out[done:, :rows].copy_(whole[-1, ..., step:].movedim(-1, 0))
             out[done:, rows:].zero_()
-
-    @staticmethod
-    def rows(X: Tensor) -> int:
-        """Rows of the matrices of a token."""
-        return X.shape[-3]
 
     product = staticmethod(BatchLast.product)
 
@@ -316,16 +311,14 @@ def _tape_layout(
     shared, line = SHARED_FROM // (n * n) + 1, LINE_BYTES // dtype.itemsize
     # Of pairs it is enough to share the calls on both members.
     one_lane = threads == 1 or count < shared // members + threads
-    # The terms of a product, and double-precision products, are shared among threads where calls of a lane are not.
-    many = threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
-    if (
-        n > BATCH_LAST_N
-        or n * n * count < LANES_FROM
-        or (many and one_lane and n >= 4 and dtype.itemsize == 16)
-    ):
+    # All terms of a product are enough for threads to share where the calls of a single lane are not; in double
+    # precision batched GEMMs, which threads share as well, are the faster.
+    shared_terms = one_lane and threads > 1 and dtype.is_complex and n**3 * count >= SHARED_FROM
+    shared_products = shared_terms and n >= 4 and dtype == torch.complex128
+    if n > BATCH_LAST_N or n * n * count < LANES_FROM or shared_products:
         return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
     if one_lane:
-        return (_OUTER if many else _lanes(1)), min(_whole_lines(length, line), count)
+        return (_OUTER if shared_terms else _lanes(1)), min(_whole_lines(length, line), count)
     if length < shared:
         length = -(-count // max(1, count // shared))  # even parts again
     if length < count:

@@ -145,9 +145,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
 
     def packed(self, rung: Rung, A: Tensor) -> tuple[list[Tensor], float]:
         """``EquivariantTransformer.packed`` of a rung for matrices like A, and its read-out of I."""
-        # Indexed as a module list it would cost as much as a call of torch.
-        modules = cast("dict[str, EquivariantTransformer]", self._modules["tiers"]._modules)  # type: ignore[union-attr]
-        tier = modules[str(rung.tier)]
+        tier = self.tiers[rung.tier]
         return tier.packed(A.dtype.to_real(), A.device), tier.identity
 
     def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
