@@ -9,6 +9,7 @@ first one comes.  Whatever they do not rule out, a matrix outside the domain inc
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,10 +20,13 @@ from torch.autograd import forward_ad
 
 from .differentiation import matrix_function
 from .kernels.calling import BOUND, CPU, FIELDS, aside
+from .kernels.multiples import glance
+from .kernels.precision import full_precision
 from .route import Route
 
 if TYPE_CHECKING:
     from .kernels.exponential_kernel import Bound
+    from .kernels.one_parameter import OneParameter
     from .networks.exponential import EquivariantExponential
 
 # Entries of a batch up to which the route's questions are seen: of more, they take a fiftieth of the time at most.
@@ -58,13 +62,15 @@ PLAIN_OR_CONJUGATE = aside(partial(_keys_of, torch.float32, torch.complex64))
 class Ready(NamedTuple):
     """What is known of a shape and dtype: the network, the calls of the kernel that will answer, room for rungs.
 
-    Where ``once`` holds, all batches of the shape take the route after one that has to.
+    Where ``once`` holds, all batches of the shape take the route after one that has to.  ``glance``, where it is there,
+    tells of the address of a batch whether it may be one of multiples of one matrix.
     """
 
     network: EquivariantExponential
     bound: Bound
     levels: type[ctypes.Array[ctypes.c_uint8]]
     once: bool
+    glance: Callable[[int], bool] | None
 
 
 def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]) -> Tensor | None:
@@ -85,7 +91,13 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         ready = _bind(A, default)
     if not ready:
         return None
-    if A.requires_grad and torch.is_grad_enabled():
+    differentiable = A.requires_grad and torch.is_grad_enabled()
+    if ready.glance is not None and ready.glance(A.data_ptr()):
+        shared = ready.network.multiples(A.detach().view(-1, *A.shape[-2:]))
+        if shared is not None:
+            evaluator = _Multiples(ready, shared)
+            return matrix_function(A, evaluator) if differentiable else evaluator.value(A)
+    if differentiable:
         return matrix_function(A, _AtOnce(ready))
     result = ready.bound.value(A, 0)
     if result is None:
@@ -109,7 +121,8 @@ def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -
     bound = network.calls(flat)
     if bound is None:
         return None
-    ready = Ready(network, bound, ctypes.c_uint8 * flat.shape[0], A.numel() >= ONCE)
+    looked = glance(flat) if network.may_share(flat) else None
+    ready = Ready(network, bound, ctypes.c_uint8 * flat.shape[0], A.numel() >= ONCE, looked)
     if settled:
         if len(BOUND) >= SHAPES:
             BOUND.clear()
@@ -117,16 +130,33 @@ def _bind(A: Tensor, default: Callable[[torch.dtype], EquivariantExponential]) -
     return ready
 
 
-class _AtOnce:
-    """Evaluator (see ``differentiation.py``) of a batch that one call of a kernel serves; of any other, the route."""
+class _Direct:
+    """Evaluator (see ``differentiation.py``) that asks the route where it has no answer of its own."""
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        self.route: Route | None = None
-        self.levels: ctypes.Array[ctypes.c_uint8] | None = None
 
     def renewed(self) -> Route:
         return Route("expm", self.ready.network, "exact")
+
+    def frechet(self, A: Tensor, E: Tensor) -> Tensor:
+        """L(A, E), shape (*, n, n), for the matrices that :meth:`value` saw or for their adjoints."""
+        plain = not _modes() and _tracing() is None and type(E) is Tensor and _keys(E).raw_repr() in PLAIN
+        result = self.derivative(A, E) if plain and _as_it_was(A, E) else None
+        return self.renewed().frechet(A, E) if result is None else result
+
+    @abstractmethod
+    def derivative(self, A: Tensor, E: Tensor) -> Tensor | None:
+        """L(A, E) for plain A and E; None where the route has to answer."""
+
+
+class _AtOnce(_Direct):
+    """Of a batch that one call of a kernel serves."""
+
+    def __init__(self, ready: Ready) -> None:
+        super().__init__(ready)
+        self.route: Route | None = None
+        self.levels: ctypes.Array[ctypes.c_uint8] | None = None
 
     def value(self, A: Tensor) -> Tensor:
         self.levels = self.ready.levels()
@@ -138,18 +168,37 @@ class _AtOnce:
         return result
 
     def frechet(self, A: Tensor, E: Tensor) -> Tensor:
-        """L(A, E), shape (*, n, n), for the matrices that :meth:`value` saw or for their adjoints."""
-        if self.route is not None:
-            return self.route.frechet(A, E)
-        if self.levels is None or _modes() or _tracing() is not None:
-            return self.renewed().frechet(A, E)
-        if type(E) is not Tensor or _keys(E).raw_repr() not in PLAIN or not _as_it_was(A, E):
-            return self.renewed().frechet(A, E)
+        return super().frechet(A, E) if self.route is None else self.route.frechet(A, E)
+
+    def derivative(self, A: Tensor, E: Tensor) -> Tensor | None:
+        if self.levels is None:
+            return None
         return self.ready.bound.frechet(A, E.contiguous(), ctypes.addressof(self.levels))
 
 
+class _Multiples(_Direct):
+    """Of a batch of multiples of one matrix."""
+
+    def __init__(self, ready: Ready, shared: OneParameter) -> None:
+        super().__init__(ready)
+        self.shared = shared
+
+    def value(self, A: Tensor) -> Tensor:
+        out = torch.empty_like(A)
+        with full_precision(A):
+            self.shared.exponentials(out.view(-1, *A.shape[-2:]))
+        return out
+
+    def derivative(self, A: Tensor, E: Tensor) -> Tensor | None:
+        out = torch.empty_like(E, memory_format=torch.contiguous_format)
+        flat, direction = (X if X.dim() == 3 else X.reshape(-1, *X.shape[-2:]) for X in (A, E))
+        with full_precision(A):
+            done = self.shared.frechet(flat, direction, out.view(direction.shape))
+        return out if done else None
+
+
 def _as_it_was(A: Tensor, E: Tensor) -> bool:
-    """Whether A is what :class:`_AtOnce` saw, or its adjoint: a hook may have saved another tensor in its place."""
+    """Whether A is what an evaluator saw, or its adjoint: a hook may have saved another tensor in its place."""
     if type(A) not in (Tensor, torch.nn.Parameter) or A.shape != E.shape or A.dtype != E.dtype:
         return False
     return _keys(A).raw_repr() in PLAIN_OR_CONJUGATE and (A.is_contiguous() or A.mT.is_contiguous())

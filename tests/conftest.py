@@ -21,6 +21,17 @@ def no_assembler(monkeypatch):
     assembled.forget()
 
 
+@pytest.fixture
+def eager(monkeypatch, no_assembler):
+    """Neither a compiled nor an assembled kernel."""
+    from neural_expm.kernels import compiled
+
+    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
+    compiled.forget()
+    yield monkeypatch
+    compiled.forget()
+
+
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory):
     """A cache folder with the compiled kernels of SHAPES and SHARED."""

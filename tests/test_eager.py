@@ -15,15 +15,6 @@ from neural_expm.networks import ladder, plan
 
 
 @pytest.fixture
-def eager(monkeypatch, no_assembler):
-    """Neither a compiled nor an assembled kernel."""
-    monkeypatch.setenv("NEURAL_EXPM_COMPILE", "0")
-    compiled.forget()
-    yield monkeypatch
-    compiled.forget()
-
-
-@pytest.fixture
 def threads():
     """Sets their number, and sets it back."""
     before = torch.get_num_threads()

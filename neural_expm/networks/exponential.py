@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
-from ..kernels import eager, native
+from ..kernels import eager, native, one_parameter
 from ..kernels.calling import CPU, readable
 from ..kernels.exponential_kernel import Bound, ExponentialKernel, Rungs
+from ..kernels.one_parameter import OneParameter
 from ..kernels.precision import HALF, full_precision
 from ..kernels.results import empty_result, reshaped
 from ..kernels.rules import LadderRules
@@ -101,11 +102,8 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         """What :meth:`run` would report; nothing is computed, except by the Triton kernel, which knows no half way."""
         if triton_route.find(A, self) is not None:
             return self.run(A, trust)[1]
-        if (kernel := native.find(A, "expm")) is not None:
-            return self._run_native(kernel, A, trust, None)
-        plan = plan_for(A, self.ladder, trust)
-        plan.squares = None
-        return plan
+        kernel = native.find(A, "expm")
+        return self._shared(A, kernel) or self._each(A, kernel, trust)
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -118,7 +116,12 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         out = empty_result(A)
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
-        if (kernel := native.find(A, "expm")) is not None:
+        kernel = native.find(A, "expm")
+        plan = self._shared(A, kernel)
+        if plan is not None and plan.shared is not None:
+            plan.shared.exponentials(out)
+            return out, plan
+        if kernel is not None:
             return out, self._run_native(kernel, A, trust, out)
         plan = plan_for(A, self.ladder, trust)
         if A.shape[-1] == 1:
@@ -147,6 +150,33 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         """``EquivariantTransformer.packed`` of a rung for matrices like A, and its read-out of I."""
         tier = self.tiers[rung.tier]
         return tier.packed(A.dtype.to_real(), A.device), tier.identity
+
+    def may_share(self, A: Tensor) -> bool:
+        """Whether :meth:`run` looks for what the matrices of batches like A have in common."""
+        return one_parameter.worthwhile(A, native.ready(A, "expm") is not None)
+
+    def multiples(self, A: Tensor) -> OneParameter | None:
+        """What a batch of multiples of one matrix, all of them inside, has in common; None for any other.
+
+        Equivariance leaves of each matrix its eigenvalues, which are 1 × 1 matrices.
+        """
+        shared = OneParameter.find(A)
+        return shared if shared is not None and shared.norm() <= self.ladder.radius else None
+
+    def _shared(self, A: Tensor, kernel: Any) -> Plan | None:
+        """The plan for :meth:`multiples`, where they are faster so."""
+        shared = self.multiples(A) if one_parameter.worthwhile(A, kernel is not None) else None
+        if shared is None:
+            return None
+        return Plan(None, None, self.ladder, A.shape[0], A.device, kernel="eigenbasis", shared=shared)
+
+    def _each(self, A: Tensor, kernel: Any, trust: bool) -> Plan:
+        """The plan for each matrix by itself."""
+        if kernel is not None:
+            return self._run_native(kernel, A, trust, None)
+        plan = plan_for(A, self.ladder, trust)
+        plan.squares = None
+        return plan
 
     def _run_native(self, kernel: Any, A: Tensor, trust: bool, out: Tensor | None) -> Plan:
         levels, outside = kernel.value(A, self.rungs(A.dtype.to_real()), trust, out)
@@ -237,6 +267,10 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         if fused is not None and fused.frechet(A, E, out):
             return out
         plan = plan or self.outcome(A, trust=True)
+        if plan.shared is not None:
+            if readable(E) and plan.shared.frechet(A, E, out):
+                return out
+            plan = self._each(A, native.find(A, "expm"), True)
         if readable(E) and (kernel := native.find(A, "expm")) is not None:
             kernel.frechet(A, E, self.rungs(A.dtype.to_real()), plan.by_row(), out)
             return out

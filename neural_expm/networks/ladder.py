@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,6 +134,11 @@ class Ladder:
     def level(self, norm: float) -> int:
         """The first rung whose radius is at least ``norm``; ``len(rungs)`` where none is, or for NaN."""
         return bisect_left(self.radii, norm) if norm <= self.radius else len(self.rungs)
+
+    def levels(self, norms: np.ndarray) -> Tensor:
+        """:meth:`level` of each norm, uint8."""
+        found = np.searchsorted(self.radii, norms).astype(np.uint8)  # NaN comes after all
+        return torch.from_numpy(found)
 
     def within(self, norm: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Whether the rungs ``first`` to ``last`` (not included) serve each norm, shape (last − first, batch).

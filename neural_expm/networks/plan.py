@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..kernels.calling import readable
+from ..kernels.one_parameter import OneParameter
 from ..kernels.results import empty_result
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
 
@@ -48,6 +49,7 @@ class Plan:
     reason: Tensor | None = None  # None: every matrix is inside
     squares: Tensor | None = None
     kernel: str = "eager"  # which one the plan was made for
+    shared: OneParameter | None = None  # what the matrices have in common
     details: dict[str, Tensor] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Tensor]:
@@ -72,6 +74,8 @@ class Plan:
 
     def by_row(self) -> Tensor:
         """The rung of each row."""
+        if self.shared is not None:
+            return self.ladder.levels(self.shared.norms())
         if self.levels is not None:
             return self.levels
         rungs = self.ladder.rungs

@@ -1,0 +1,104 @@
+"""Batches t₁Q, t₂Q, … of multiples of one matrix: the branch lengths of a tree, the times of a trajectory.
+
+Such a batch is one point on a one-parameter group e^{tQ} after another, and what they share need be made only once
+(``one_parameter.py``).  It is recognised by its entries, to their last digits: nobody has to say so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .calling import CPU, readable
+
+# Each entry of the batch has been rounded once; in the quotient of two there are three roundings.
+ROUNDINGS = 6
+CHUNK = 1 << 17  # entries that are looked at at once
+
+
+class Multiples(NamedTuple):
+    """The batch t₁Q, t₂Q, …
+
+    Attributes:
+        times: shape (batch,).
+        generator: Q, shape (n, n).
+        address: of the batch, whose memory Q is a part of.
+    """
+
+    times: Tensor
+    generator: Tensor
+    address: int
+
+
+def glance(A: Tensor) -> Callable[[int], bool]:
+    """Whether the first entries of the second and of the last matrix of a batch like A are in proportion.
+
+    Args:
+        A: real, contiguous, shape (batch, n, n), on the CPU, n ≥ 2.  Not the first matrix is looked at: a grid of times
+            begins with zero.
+
+    Returns:
+        A question to the address of such a batch.  Asked of each, it has to take no more than some microseconds.
+    """
+    of = ((ctypes.c_float if A.dtype == torch.float32 else ctypes.c_double) * 4).from_address
+    second = A.shape[-1] ** 2 * A.element_size()
+    last, slack = A.nbytes - second, ROUNDINGS * torch.finfo(A.dtype).eps
+
+    def proportional(address: int) -> bool:
+        a, b, c, d = of(address + second)
+        w, x, y, z = of(address + last)
+        return (
+            abs(a * x - b * w) <= slack * abs(a * x)
+            and abs(b * y - c * x) <= slack * abs(b * y)
+            and abs(c * z - d * y) <= slack * abs(c * z)
+        )
+
+    return proportional
+
+
+def multiples_of(A: Tensor) -> Multiples | None:
+    """The batch A, real, shape (batch, n, n), as multiples of one of its matrices; None where it is not.
+
+    Each matrix equals tQ entry by entry within a few roundings: to compute with tQ in its place changes the result by
+    as much as the rounding of A itself has.
+    """
+    if A.device != CPU or not A.is_contiguous() or not readable(A):
+        return None
+    A = A.detach()
+    (count, n, _), Q = A.shape, A[1]
+    entries, one = A.view(count, n * n), Q.view(n * n)
+    values = one.numpy()
+    columns = None if values.all() else torch.from_numpy(np.flatnonzero(values))
+    inverse = (one if columns is None else one[columns]).reciprocal()
+    if not len(inverse):
+        return None
+    low, high = A.new_empty(2, count)
+    step = max(1, CHUNK // (n * n))
+    scratch = A.new_empty(min(step, count), len(inverse))
+    for start in range(0, count, step):
+        at = slice(start, start + step)
+        piece = entries[at]
+        ratios = scratch[: len(piece)]
+        if columns is None:
+            torch.mul(piece, inverse, out=ratios)
+        else:
+            torch.index_select(piece, 1, columns, out=ratios)
+            if int(torch.count_nonzero(piece)) != int(torch.count_nonzero(ratios)):
+                return None
+            ratios *= inverse
+        torch.amin(ratios, 1, out=low[at])
+        torch.amax(ratios, 1, out=high[at])
+        if start == 0 and step < count and not _equal(low[at], high[at]):
+            return None  # as nearly all other batches do that have come so far
+    return Multiples(low.lerp_(high, 0.5), Q, A.data_ptr()) if _equal(low, high) else None
+
+
+def _equal(low: Tensor, high: Tensor) -> bool:
+    """Whether they are, within ``ROUNDINGS``; not where there is a NaN or an infinity."""
+    slack = ROUNDINGS * torch.finfo(low.dtype).eps / 2
+    return bool(torch.all(high - low <= high.abs() * slack))
