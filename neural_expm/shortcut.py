@@ -93,9 +93,10 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
         return None
     differentiable = A.requires_grad and torch.is_grad_enabled()
     if ready.glance is not None and ready.glance(A.data_ptr()):
-        shared = ready.network.multiples(A.detach().view(-1, *A.shape[-2:]))
+        out = torch.empty_like(A, requires_grad=False)
+        shared = ready.network.multiples(*(X.view(-1, *A.shape[-2:]) for X in (A.detach(), out)))
         if shared is not None:
-            evaluator = _Multiples(ready, shared)
+            evaluator = _Multiples(ready, shared, out)
             return matrix_function(A, evaluator) if differentiable else evaluator.value(A)
     if differentiable:
         return matrix_function(A, _AtOnce(ready))
@@ -179,12 +180,12 @@ class _AtOnce(_Direct):
 class _Multiples(_Direct):
     """Of a batch of multiples of one matrix."""
 
-    def __init__(self, ready: Ready, shared: OneParameter) -> None:
+    def __init__(self, ready: Ready, shared: OneParameter, out: Tensor) -> None:
         super().__init__(ready)
-        self.shared = shared
+        self.shared, self.room = shared, [out]
 
     def value(self, A: Tensor) -> Tensor:
-        out = torch.empty_like(A)
+        out = self.room.pop()  # or it would wait for itself to be let go of
         with full_precision(A):
             self.shared.exponentials(out.view(-1, *A.shape[-2:]))
         return out

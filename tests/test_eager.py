@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import neural_expm
-from neural_expm.kernels import compiled, complex_step, layout, results, tape_layouts
+from neural_expm.kernels import complex_step, layout, results, tape_layouts
 from neural_expm.networks import ladder, plan
 
 

@@ -34,8 +34,10 @@ class Eigenbasis(NamedTuple):
 
 def eigenbasis(Q: np.ndarray) -> Eigenbasis | None:
     """Of a real matrix; None where none is known to be well conditioned."""
-    tolerance = ASYMMETRY * np.finfo(Q.dtype).eps
+    tolerance = ASYMMETRY * 2.0 ** (-52 if Q.itemsize == 8 else -23)
     Q = Q.astype(np.float64)
+    if not np.isfinite(Q).all():
+        return None
     d = symmetrizing(Q)
     if d is None or d.max() > MOST_CONDITION * d.min():
         return None

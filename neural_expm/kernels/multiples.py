@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .calling import CPU, readable
-
 # Each entry of the batch has been rounded once; in the quotient of two there are three roundings.
 ROUNDINGS = 6
 CHUNK = 1 << 17  # entries that are looked at at once
@@ -61,15 +59,16 @@ def glance(A: Tensor) -> Callable[[int], bool]:
     return proportional
 
 
-def multiples_of(A: Tensor) -> Multiples | None:
-    """The batch A, real, shape (batch, n, n), as multiples of one of its matrices; None where it is not.
+def multiples_of(A: Tensor, scratch: Tensor) -> Multiples | None:
+    """The batch A as multiples of one of its matrices; None where it is not.
 
     Each matrix equals tQ entry by entry within a few roundings: to compute with tQ in its place changes the result by
-    as much as the rounding of A itself has.
+    as much as the rounding of A itself has.  NaN and infinities, if there are any, are among the times.
+
+    Args:
+        A: real, contiguous, shape (batch, n, n), on the CPU, readable and without a history.
+        scratch: like A, and overwritten: such as the memory of a result, which has to be fetched anyway.
     """
-    if A.device != CPU or not A.is_contiguous() or not readable(A):
-        return None
-    A = A.detach()
     (count, n, _), Q = A.shape, A[1]
     entries, one = A.view(count, n * n), Q.view(n * n)
     values = one.numpy()
@@ -79,11 +78,11 @@ def multiples_of(A: Tensor) -> Multiples | None:
         return None
     low, high = A.new_empty(2, count)
     step = max(1, CHUNK // (n * n))
-    scratch = A.new_empty(min(step, count), len(inverse))
+    scratch = scratch.view(-1)
     for start in range(0, count, step):
         at = slice(start, start + step)
         piece = entries[at]
-        ratios = scratch[: len(piece)]
+        ratios = scratch[: len(piece) * len(inverse)].view(len(piece), -1)
         if columns is None:
             torch.mul(piece, inverse, out=ratios)
         else:
@@ -99,6 +98,8 @@ def multiples_of(A: Tensor) -> Multiples | None:
 
 
 def _equal(low: Tensor, high: Tensor) -> bool:
-    """Whether they are, within ``ROUNDINGS``; not where there is a NaN or an infinity."""
-    slack = ROUNDINGS * torch.finfo(low.dtype).eps / 2
-    return bool(torch.all(high - low <= high.abs() * slack))
+    """Whether they are, within ``ROUNDINGS``."""
+    # Neighbouring floating-point numbers of one sign are neighbouring integers.
+    kind = torch.int32 if low.dtype == torch.float32 else torch.int64
+    least, most = torch.aminmax(high.view(kind) - low.view(kind))
+    return int(least) >= -ROUNDINGS and int(most) <= ROUNDINGS

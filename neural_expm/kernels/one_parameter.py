@@ -2,8 +2,8 @@
 
 A function that commutes with similarity needs no products of matrices in an eigenbasis: f(tQ) = X f(tΛ) X⁻¹, and the
 derivative is L(tQ, E) = X (F ∘ (X⁻¹EX)) X⁻¹ with the divided differences F of e^z at pairs of eigenvalues of tQ
-(Daleckii & Krein 1965; Higham, *Functions of Matrices*, theorem 3.11).  X is the same for all t, so that the values of a
-whole batch are one product of a (batch × n) by an (n × n²) matrix.
+(Daleckii & Krein 1965; Higham, *Functions of Matrices*, theorem 3.11).  X is the same for all t, so that the values of
+a whole batch are one product of a (batch × n) by an (n × n²) matrix.
 
 Values are computed as what is added to I, so that the rounding of X counts as little as tQ does; or to e^{tλ}I, λ the
 largest eigenvalue, where that is much less than I.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calling import CPU, readable
 from .eigenbasis import Eigenbasis, eigenbasis
 from .multiples import Multiples, multiples_of
 
@@ -38,7 +39,14 @@ def worthwhile(A: Tensor, native: bool) -> bool:
         native: machine code would answer otherwise.
     """
     (count, n), digits = A.shape[:2], A.element_size() / 8
-    if A.is_complex() or count < FEWEST or n < 2:
+    if (
+        A.is_complex()
+        or count < FEWEST
+        or n < 2
+        or A.device != CPU
+        or not A.is_contiguous()
+        or not readable(A)
+    ):
         return False
     if native:
         return n >= NATIVE_N and count * n**3 * digits >= NATIVE_COST
@@ -62,9 +70,14 @@ class OneParameter:
         self.earliest, self.latest = (float(t) for t in torch.aminmax(self.times))
 
     @classmethod
-    def find(cls, A: Tensor) -> OneParameter | None:
-        """The batch A, real, shape (batch, n, n); None where it is no such batch, or ‖tQ‖ is large."""
-        multiples = multiples_of(A)
+    def find(cls, A: Tensor, scratch: Tensor) -> OneParameter | None:
+        """The batch A, for which it is :func:`worthwhile`; None where it is no such batch, or ‖tQ‖ is large.
+
+        Args:
+            A: shape (batch, n, n).
+            scratch: contiguous, like A; overwritten.
+        """
+        multiples = multiples_of(A.detach(), scratch)
         basis = None if multiples is None else eigenbasis(multiples.generator.numpy())
         if multiples is None or basis is None:
             return None

@@ -103,7 +103,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         if triton_route.find(A, self) is not None:
             return self.run(A, trust)[1]
         kernel = native.find(A, "expm")
-        return self._shared(A, kernel) or self._each(A, kernel, trust)
+        return self._shared(A, kernel, None) or self._each(A, kernel, trust)
 
     # --- computing -------------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         if (tiered := self._run_triton(A, trust, out)) is not None:
             return out, tiered
         kernel = native.find(A, "expm")
-        plan = self._shared(A, kernel)
+        plan = self._shared(A, kernel, out)
         if plan is not None and plan.shared is not None:
             plan.shared.exponentials(out)
             return out, plan
@@ -155,17 +155,20 @@ class EquivariantExponential(Derived, Pretrained, nn.Module):
         """Whether :meth:`run` looks for what the matrices of batches like A have in common."""
         return one_parameter.worthwhile(A, native.ready(A, "expm") is not None)
 
-    def multiples(self, A: Tensor) -> OneParameter | None:
+    def multiples(self, A: Tensor, scratch: Tensor) -> OneParameter | None:
         """What a batch of multiples of one matrix, all of them inside, has in common; None for any other.
 
-        Equivariance leaves of each matrix its eigenvalues, which are 1 × 1 matrices.
+        Equivariance leaves of each matrix its eigenvalues, which are 1 × 1 matrices.  For ``scratch`` see
+        :meth:`OneParameter.find`.
         """
-        shared = OneParameter.find(A)
+        shared = OneParameter.find(A, scratch)
         return shared if shared is not None and shared.norm() <= self.ladder.radius else None
 
-    def _shared(self, A: Tensor, kernel: Any) -> Plan | None:
+    def _shared(self, A: Tensor, kernel: Any, scratch: Tensor | None) -> Plan | None:
         """The plan for :meth:`multiples`, where they are faster so."""
-        shared = self.multiples(A) if one_parameter.worthwhile(A, kernel is not None) else None
+        if not one_parameter.worthwhile(A, kernel is not None):
+            return None
+        shared = self.multiples(A, torch.empty_like(A) if scratch is None else scratch)
         if shared is None:
             return None
         return Plan(None, None, self.ladder, A.shape[0], A.device, kernel="eigenbasis", shared=shared)
