@@ -28,7 +28,8 @@ class Report:
             in any norm for sign and sqrtm). 0 on the exact path, NaN where nothing is promised.
         products, squarings: matrix products of the network and squarings after it; 0 on the exact path.
         kernel: what computed the network: ``"eager"`` (torch operations), ``"assembled"``, ``"compiled"`` or
-            ``"triton"`` (see ``kernels.available``).
+            ``"triton"`` (see ``kernels.available``); or ``"eigenbasis"``, where the matrices are multiples of one and
+            the scalar exponential of its eigenvalues took the place of the products that are listed.
     """
 
     function: str

@@ -30,6 +30,8 @@ def test_tables_of_the_benchmark(tmp_path):
     shutil.copy(README, copy)
     shutil.copytree(ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
     assert readme.update(copy) == [
+        "times",
+        "times_assembled",
         "apps",
         "apps_assembled",
         "apps_eager",

@@ -175,6 +175,12 @@ def heat_kernels(batch: int, n: int, g: Generator) -> Tensor:
     return -torch.exp(_uniform((batch, 1, 1), g, math.log(0.1), math.log(10))) * laplacian
 
 
+def diffusion_times(batch: int, n: int, g: Generator) -> Tensor:
+    """−tL as :func:`heat_kernels`, with one L for all t."""
+    L = heat_kernels(1, n, g)[0]
+    return torch.exp(_uniform((batch, 1, 1), g, math.log(0.1), math.log(10))) * (L / L.abs().max())
+
+
 def skew_weights(batch: int, n: int, g: Generator) -> Tensor:
     """(G − Gᵀ)/√(2n) with G Gaussian: ‖A‖₂ ≈ 2."""
     G = _normal((batch, n, n), g)
@@ -265,7 +271,20 @@ def _function_workloads() -> tuple[Workload, ...]:
     )
 
 
-SUITES: dict[str, tuple[Workload, ...]] = {"quick": QUICK, "apps": APPS, "functions": _function_workloads()}
+# Many times of one larger generator, beside the two of APPS.
+TIMES = (
+    Workload("codon", 788, 61, f64, amino_generators, "codon generators, 788 branches"),
+    Workload("codon-f32", 788, 61, f32, amino_generators, "codon generators, 788 branches"),
+    Workload("diffusion", 200, 100, f64, diffusion_times, "heat kernels of one graph at 200 times"),
+    Workload("diffusion-f32", 200, 100, f32, diffusion_times, "heat kernels of one graph at 200 times"),
+)
+
+SUITES: dict[str, tuple[Workload, ...]] = {
+    "quick": QUICK,
+    "apps": APPS,
+    "functions": _function_workloads(),
+    "times": TIMES,
+}
 
 
 def select(suite: str, names: list[str] | None = None) -> tuple[Workload, ...]:

@@ -21,7 +21,7 @@ from .calling import CPU, readable
 from .eigenbasis import Eigenbasis, eigenbasis
 from .multiples import Multiples, multiples_of
 
-MOST_NORM = 40.0  # of tQ: divided differences reach e^{2‖tQ‖}, and single precision e^88
+MOST_GROWTH = 40.0  # |tλ|: divided differences reach its exponential squared, and single precision e^88
 NO_DECAY = 0.5  # |tλ| up to which it is not
 CHUNK = 1 << 16  # entries of matrices that are computed at once
 KRONECKER_N = 5  # up to which E ↦ X⁻¹EX is one product with a Kronecker product
@@ -67,11 +67,12 @@ class OneParameter:
         scale = float(np.abs(values).max()) or 1.0  # so that no eigenvalue is above one
         self.address, self.values, self.times = multiples.address, values / scale, multiples.times * scale
         self.generator_norm = math.sqrt(entries @ entries) / scale
-        self.earliest, self.latest = (float(t) for t in torch.aminmax(self.times))
+        self.earliest, latest = (float(t) for t in torch.aminmax(self.times))
+        self.growth = max(-self.earliest, latest)  # the largest |tλ|
 
     @classmethod
     def find(cls, A: Tensor, scratch: Tensor) -> OneParameter | None:
-        """The batch A, for which it is :func:`worthwhile`; None where it is no such batch, or ‖tQ‖ is large.
+        """The batch A, for which it is :func:`worthwhile`; None where it is no such batch, or e^{tQ} is huge.
 
         Args:
             A: shape (batch, n, n).
@@ -81,8 +82,8 @@ class OneParameter:
         basis = None if multiples is None else eigenbasis(multiples.generator.numpy())
         if multiples is None or basis is None:
             return None
-        family = cls(multiples, basis)
-        return family if family.norm() <= MOST_NORM else None
+        shared = cls(multiples, basis)
+        return shared if shared.growth <= MOST_GROWTH else None
 
     def norms(self) -> np.ndarray:
         """‖tQ‖_F of each matrix."""
@@ -90,14 +91,13 @@ class OneParameter:
 
     def norm(self) -> float:
         """The largest of them."""
-        return max(-self.earliest, self.latest) * self.generator_norm
+        return self.growth * self.generator_norm
 
     def exponentials(self, out: Tensor) -> None:
         """Out ← e^{tQ}, contiguous (batch, n, n)."""
         count, n = out.shape[:2]
         top = float(self.values.max())
-        largest = max(-self.earliest, self.latest) * abs(top)
-        if largest <= NO_DECAY:
+        if self.growth * abs(top) <= NO_DECAY:
             top = 0.0
         growth = self.times * _like(out, np.append(self.values - top, 0.0)[:, None])
         growth.expm1_()[n] = 1.0
