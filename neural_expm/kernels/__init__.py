@@ -4,8 +4,8 @@
 compiler; ``compiled`` is C++ for matrices on any CPU; ``native.py`` says which of these two.  A kernel that cannot be
 had is never an error: the next simpler one answers, ``eager`` in the end.  The ``triton`` kernels are for CUDA devices.
 They agree with the reference in Triton's interpreter and compile for a GPU, but have not been run on one yet, so they
-answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton/route.py``).  Before any of them ``multiples.py`` asks
-whether the matrices of a large batch are multiples of one, which ``one_parameter.py`` answers in its ``eigenbasis.py``.
+answer only under NEURAL_EXPM_TRITON=1 and after a check (``triton/route.py``).  Before any of them ``multiples.py``
+asks whether the matrices of a large batch are multiples of one; ``one_parameter.py`` answers in its ``eigenbasis.py``.
 """
 
 from __future__ import annotations

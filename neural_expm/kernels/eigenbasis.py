@@ -47,9 +47,8 @@ def eigenbasis(Q: np.ndarray) -> Eigenbasis | None:
     if (np.abs(half - half.T) > ASYMMETRY * rounding * np.abs(S)).any():
         return None
     values, V = refined(S, *_eigh(S))
-    V[np.abs(V) < rounding**2] = (
-        0.0  # products of such are subnormal in single precision, and take a hundred times as long
-    )
+    # Products of such are subnormal numbers in single precision, which take a hundred times as long.
+    V[np.abs(V) < rounding**2] = 0.0
     return Eigenbasis(values, V.T / d, d[:, None] * V)
 
 
@@ -60,9 +59,8 @@ def symmetrizing(Q: np.ndarray) -> np.ndarray | None:
         return np.sqrt(d) if d.min() > 0 else None
     d = np.zeros(len(Q))
     waiting: list[int] = []
-    while (
-        not d.all()
-    ):  # along the edges of the graph that has the entries for edges, one part of it after another
+    # Along the edges of the graph that has the entries for edges, one part of it after another.
+    while not d.all():
         if not waiting:
             waiting = [int(d.argmin())]
             d[waiting] = 1.0
@@ -101,10 +99,8 @@ def refined(S: np.ndarray, values: np.ndarray, V: np.ndarray) -> tuple[np.ndarra
     return values, V + _product(V, np.where(long, R / 2, residual / gap))
 
 
-# The threads that NumPy has for larger matrices would wait for a processor that those of torch do not leave.
-
-
 def _product(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    # The threads that NumPy has for larger matrices would wait for a processor that those of torch do not leave.
     return A @ B if len(A) <= ALONE_N else (torch.from_numpy(A) @ torch.from_numpy(B)).numpy()
 
 

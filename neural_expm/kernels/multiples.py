@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Each entry of the batch has been rounded once; in the quotient of two there are three roundings.
-ROUNDINGS = 6
+# Between two ratios of entries: each has been rounded with its entry, that of Q, its reciprocal and their product.
+ROUNDINGS = 8
 CHUNK = 1 << 17  # entries that are looked at at once
 
 
@@ -37,7 +37,7 @@ def glance(A: Tensor) -> Callable[[int], bool]:
     """Whether the first entries of the second and of the last matrix of a batch like A are in proportion.
 
     Args:
-        A: real, contiguous, shape (batch, n, n), on the CPU, n ≥ 2.  Not the first matrix is looked at: a grid of times
+        A: real, contiguous, shape (batch, n, n), on the CPU, n ≥ 2.  The first matrix is not looked at: a grid of times
             begins with zero.
 
     Returns:

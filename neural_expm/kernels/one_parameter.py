@@ -22,7 +22,7 @@ from .eigenbasis import Eigenbasis, eigenbasis
 from .multiples import Multiples, multiples_of
 
 MOST_GROWTH = 40.0  # |tλ|: divided differences reach its exponential squared, and single precision e^88
-NO_DECAY = 0.5  # |tλ| up to which it is not
+NO_DECAY = 0.5  # |tλ| of the largest eigenvalue up to which e^{tλ} counts as 1
 CHUNK = 1 << 16  # entries of matrices that are computed at once
 KRONECKER_N = 5  # up to which E ↦ X⁻¹EX is one product with a Kronecker product
 FEWEST = 100  # matrices that are asked whether they are multiples of one
@@ -39,14 +39,9 @@ def worthwhile(A: Tensor, native: bool) -> bool:
         native: machine code would answer otherwise.
     """
     (count, n), digits = A.shape[:2], A.element_size() / 8
-    if (
-        A.is_complex()
-        or count < FEWEST
-        or n < 2
-        or A.device != CPU
-        or not A.is_contiguous()
-        or not readable(A)
-    ):
+    if count < FEWEST or n < 2 or A.is_complex() or A.device != CPU:
+        return False
+    if not A.is_contiguous() or not readable(A):
         return False
     if native:
         return n >= NATIVE_N and count * n**3 * digits >= NATIVE_COST

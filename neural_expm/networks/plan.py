@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ..domain import Reason, frobenius_norm, norm_bound
 from ..kernels.calling import readable
-from ..kernels.one_parameter import OneParameter
 from ..kernels.results import empty_result
 from .ladder import MAJORANT_RATIO, Ladder, Rung, after_squaring
+
+if TYPE_CHECKING:
+    from ..kernels.one_parameter import OneParameter
 
 # From this n on A² is formed before the depth is chosen: its norm is a sharper guide, and the product is needed anyway.
 # Below, the Frobenius norm alone is the guide: a sharper bound costs more than the product that it saves.
