@@ -22,6 +22,9 @@ ASYMMETRY = 32.0  # of D⁻¹QD entry by entry, in units of rounding of Q
 LEADING = 1.5 * 2.0**28
 ALONE_N = 20  # up to which NumPy uses one thread
 STEP = 2.0**-27  # the largest whose square is below rounding
+NEAR = (
+    2.0**-26
+)  # times the norm, a distance of eigenvalues to which residuals, of some 2^−80, have no digit to say
 
 
 class Eigenbasis(NamedTuple):
@@ -82,7 +85,8 @@ def refined(S: np.ndarray, values: np.ndarray, V: np.ndarray) -> tuple[np.ndarra
     sums of products whose factors are split into a leading part, of which they are exact, and a small rest (Ozaki et
     al. 2012, Numer. Algorithms 59).
     """
-    n, unit = len(S), math.ldexp(LEADING, math.frexp(float(np.abs(S).max()))[1])
+    n, scale = len(S), math.ldexp(1.0, math.frexp(float(np.abs(S).max()))[1])
+    unit = scale * LEADING
     V0, S0, values0 = (V + LEADING) - LEADING, (S + unit) - unit, (values + unit) - unit
     split = np.concatenate((V0, V - V0), 1)
     gram = _product(split.T, split)
@@ -93,7 +97,7 @@ def refined(S: np.ndarray, values: np.ndarray, V: np.ndarray) -> tuple[np.ndarra
     values = values0 + residual.diagonal()
     gap = values - values[:, None]
     long = np.abs(residual) >= STEP * np.abs(gap)
-    long |= long.T
+    long |= long.T | (np.abs(gap) < NEAR * scale)
     long.flat[:: n + 1] = True
     gap[long] = 1.0
     return values, V + _product(V, np.where(long, R / 2, residual / gap))
