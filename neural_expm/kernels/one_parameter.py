@@ -134,8 +134,7 @@ class OneParameter:
 def _exp(X: Tensor) -> Tensor:
     """e^x for each entry.
 
-    By NumPy: of torch 2.13 with MKL the first exponential of many numbers in double precision has had nine digits, in
-    one process of some hundred.
+    By NumPy: of torch's the first one of a process may have nine digits (see ``networks/exponential.py``).
     """
     return torch.from_numpy(np.exp(X.numpy()))
 

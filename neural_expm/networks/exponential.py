@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..differentiation import matrix_function
 from ..errors import CheckpointError, InputError
 from ..kernels import eager, native, one_parameter
-from ..kernels.calling import CPU, readable
+from ..kernels.calling import CPU, aside, readable
 from ..kernels.exponential_kernel import Bound, ExponentialKernel, Rungs
 from ..kernels.one_parameter import OneParameter
 from ..kernels.precision import HALF, full_precision
@@ -28,6 +28,11 @@ from .ladder import MAJORANT_RATIO, Ladder, Rung
 from .plan import Plan, TieredPlan, plan_for, reasons
 from .pretrained import Pretrained
 from .protocols import Network
+
+# The first exponential of many doubles that a process asks torch 2.13 with MKL for has nine digits in one process of
+# some hundred: two threads find tables half made, which one exponential beforehand makes.  Matrices with n = 1 are
+# answered by torch's.  Asked aside: this may be imported under a mode whose tensors are others.
+aside(lambda: torch.zeros(1, device=CPU).exp())
 
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
 
