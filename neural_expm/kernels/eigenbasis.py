@@ -22,9 +22,8 @@ ASYMMETRY = 32.0  # of D⁻¹QD entry by entry, in units of rounding of Q
 LEADING = 1.5 * 2.0**28
 ALONE_N = 20  # up to which NumPy uses one thread
 STEP = 2.0**-27  # the largest whose square is below rounding
-NEAR = (
-    2.0**-26
-)  # times the norm, a distance of eigenvalues to which residuals, of some 2^−80, have no digit to say
+# Times the norm: a distance of eigenvalues to which residuals, which are right to some 2^−80, have no digit to say.
+NEAR = 2.0**-26
 
 
 class Eigenbasis(NamedTuple):
@@ -36,8 +35,8 @@ class Eigenbasis(NamedTuple):
 
 
 def eigenbasis(Q: np.ndarray) -> Eigenbasis | None:
-    """Of a real matrix; None where none is known to be well conditioned."""
-    rounding = 2.0 ** (-52 if Q.itemsize == 8 else -23)
+    """Of a real matrix, in single or double precision; None where none is known to be well conditioned."""
+    rounding = float(np.finfo(Q.dtype).eps)
     Q = Q.astype(np.float64)
     if not np.isfinite(Q).all():
         return None

@@ -63,7 +63,7 @@ class OneParameter:
         self.address, self.values, self.times = multiples.address, values / scale, multiples.times * scale
         self.generator_norm = math.sqrt(entries @ entries) / scale
         self.earliest, latest = (float(t) for t in torch.aminmax(self.times))
-        self.growth = max(-self.earliest, latest)  # the largest |tλ|
+        self.most_growth = max(-self.earliest, latest)  # the largest |tλ|
 
     @classmethod
     def find(cls, A: Tensor, scratch: Tensor) -> OneParameter | None:
@@ -78,7 +78,7 @@ class OneParameter:
         if multiples is None or basis is None:
             return None
         shared = cls(multiples, basis)
-        return shared if shared.growth <= MOST_GROWTH else None
+        return shared if shared.most_growth <= MOST_GROWTH else None
 
     def norms(self) -> np.ndarray:
         """‖tQ‖_F of each matrix."""
@@ -86,23 +86,23 @@ class OneParameter:
 
     def norm(self) -> float:
         """The largest of them."""
-        return self.growth * self.generator_norm
+        return self.most_growth * self.generator_norm
 
     def exponentials(self, out: Tensor) -> None:
         """Out ← e^{tQ}, contiguous (batch, n, n)."""
         count, n = out.shape[:2]
         top = float(self.values.max())
-        if self.growth * abs(top) <= NO_DECAY:
+        if self.most_growth * abs(top) <= NO_DECAY:
             top = 0.0
-        growth = self.times * _like(out, np.append(self.values - top, 0.0)[:, None])
-        growth.expm1_()[n] = 1.0
+        weights = self.times * _like(out, np.append(self.values - top, 0.0)[:, None])
+        weights.expm1_()[n] = 1.0
         if top:
-            growth *= _exp(self.times * top)
+            weights *= (self.times * top).exp_()
         # The identity comes last: what is added to it has then been added up to all its digits.
         table = np.empty((n + 1, n, n))
         np.multiply(self.right.T[:, :, None], self.left[:, None], out=table[:n])
         table[n] = np.eye(n)
-        torch.mm(growth.T, _like(out, table.reshape(n + 1, n * n)), out=out.view(count, n * n))
+        torch.mm(weights.T, _like(out, table.reshape(n + 1, n * n)), out=out.view(count, n * n))
 
     def frechet(self, A: Tensor, E: Tensor, out: Tensor) -> bool:
         """Out ← L(A, E) for the batch itself or its transpose; False for any other A, and nothing done."""
@@ -115,7 +115,7 @@ class OneParameter:
         gaps[np.abs(gaps) < little] = little
         if self.earliest < little:
             times = times.where(times.abs() >= little, little)
-        growth = _exp(times * _like(E, self.values[:, None])).div_(times)  # e^{tλ}/t
+        e_over_t = (times * _like(E, self.values[:, None])).exp_().div_(times)  # e^{tλ}/t
         (count, n), E, pairs = A.shape[:2], E.contiguous(), _like(E, gaps.reshape(-1))
         step = min(max(1, CHUNK // (n * n)), count)
         change = (_Kronecker if n <= KRONECKER_N else _Products)(left, right, gaps, E.new_empty(step, n, n))
@@ -124,19 +124,11 @@ class OneParameter:
             at = slice(start, start + step)
             G, t = E[at], times[at, None]
             F = torch.mul(t, pairs, out=scratch[: len(t)]).expm1_()
-            change.scale(F, growth[:, at].T)
+            change.scale(F, e_over_t[:, at].T)
             M = change.into(G)
             M *= F
             change.back(M, out[at])
         return True
-
-
-def _exp(X: Tensor) -> Tensor:
-    """e^x for each entry.
-
-    By NumPy: of torch's the first one of a process may have nine digits (see ``networks/exponential.py``).
-    """
-    return torch.from_numpy(np.exp(X.numpy()))
 
 
 def _like(E: Tensor, X: np.ndarray) -> Tensor:

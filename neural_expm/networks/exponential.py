@@ -30,8 +30,8 @@ from .pretrained import Pretrained
 from .protocols import Network
 
 # The first exponential of many doubles that a process asks torch 2.13 with MKL for has nine digits in one process of
-# some hundred: two threads find tables half made, which one exponential beforehand makes.  Matrices with n = 1 are
-# answered by torch's.  Asked aside: this may be imported under a mode whose tensors are others.
+# some hundred: two threads find tables half made, which one exponential beforehand makes.  Ours are those of matrices
+# with n = 1 and of ``one_parameter.py``.  Asked aside: this may be imported under a mode whose tensors are others.
 aside(lambda: torch.zeros(1, device=CPU).exp())
 
 TIER_KEYS = {"products", "radius", "majorant_radius", "epsilon"}
