@@ -94,7 +94,7 @@ def exponential(A: Any, default: Callable[[torch.dtype], EquivariantExponential]
     differentiable = A.requires_grad and torch.is_grad_enabled()
     if ready.glance is not None and ready.glance(A.data_ptr()):
         out = torch.empty_like(A, requires_grad=False)
-        shared = ready.network.multiples(*(X.view(-1, *A.shape[-2:]) for X in (A.detach(), out)))
+        shared = ready.network.multiples(_flat(A), _flat(out))
         if shared is not None:
             evaluator = _Multiples(ready, shared, out)
             return matrix_function(A, evaluator) if differentiable else evaluator.value(A)
@@ -187,15 +187,19 @@ class _Multiples(_Direct):
     def value(self, A: Tensor) -> Tensor:
         out = self.room.pop()  # or it would wait for itself to be let go of
         with full_precision(A):
-            self.shared.exponentials(out.view(-1, *A.shape[-2:]))
+            self.shared.exponentials(_flat(out))
         return out
 
     def derivative(self, A: Tensor, E: Tensor) -> Tensor | None:
         out = torch.empty_like(E, memory_format=torch.contiguous_format)
-        flat, direction = (X if X.dim() == 3 else X.reshape(-1, *X.shape[-2:]) for X in (A, E))
         with full_precision(A):
-            done = self.shared.frechet(flat, direction, out.view(direction.shape))
+            done = self.shared.frechet(_flat(A), _flat(E), _flat(out))
         return out if done else None
+
+
+def _flat(X: Tensor) -> Tensor:
+    """Shape (batch, n, n)."""
+    return X if X.dim() == 3 else X.reshape(-1, *X.shape[-2:])
 
 
 def _as_it_was(A: Tensor, E: Tensor) -> bool:

@@ -69,19 +69,17 @@ def multiples_of(A: Tensor, scratch: Tensor) -> Multiples | None:
         A: real, contiguous, shape (batch, n, n), on the CPU, readable and without a history.
         scratch: like A, and overwritten: such as the memory of a result, which has to be fetched anyway.
     """
-    (count, n, _), Q = A.shape, A[1]
-    entries, one = A.view(count, n * n), Q.view(n * n)
+    count, n, _ = A.shape
+    entries = A.view(count, n * n)
+    one = entries[1]
     values = one.numpy()
     columns = None if values.all() else torch.from_numpy(np.flatnonzero(values))
     inverse = (one if columns is None else one[columns]).reciprocal()
     if not len(inverse):
         return None
-    low, high = A.new_empty(2, count)
-    step = max(1, CHUNK // (n * n))
+    step, extremes = max(1, CHUNK // (n * n)), []
     scratch = scratch.view(-1)
-    for start in range(0, count, step):
-        at = slice(start, start + step)
-        piece = entries[at]
+    for piece in entries.split(step) if step < count else (entries,):
         ratios = scratch[: len(piece) * len(inverse)].view(len(piece), -1)
         if columns is None:
             torch.mul(piece, inverse, out=ratios)
@@ -90,11 +88,11 @@ def multiples_of(A: Tensor, scratch: Tensor) -> Multiples | None:
             if int(torch.count_nonzero(piece)) != int(torch.count_nonzero(ratios)):
                 return None
             ratios *= inverse
-        torch.amin(ratios, 1, out=low[at])
-        torch.amax(ratios, 1, out=high[at])
-        if start == 0 and step < count and not _equal(low[at], high[at]):
+        extremes.append((torch.amin(ratios, 1), torch.amax(ratios, 1)))
+        if len(extremes) == 1 and step < count and not _equal(*extremes[0]):
             return None  # as nearly all other batches do that have come so far
-    return Multiples(low.lerp_(high, 0.5), Q, A.data_ptr()) if _equal(low, high) else None
+    low, high = extremes[0] if step >= count else (torch.cat(each) for each in zip(*extremes, strict=True))
+    return Multiples(low.lerp_(high, 0.5), one.view(n, n), A.data_ptr()) if _equal(low, high) else None
 
 
 def _equal(low: Tensor, high: Tensor) -> bool:

@@ -94,8 +94,12 @@ class OneParameter:
         top = float(self.values.max())
         if self.most_growth * abs(top) <= NO_DECAY:
             top = 0.0
-        weights = self.times * _like(out, np.append(self.values - top, 0.0)[:, None])
-        weights.expm1_()[n] = 1.0
+        times = self.times.numpy()
+        each = np.empty((n + 1, count), times.dtype)
+        np.multiply(self.values[:, None] - top, times, out=each[:n], casting="same_kind")
+        each[n] = 1.0
+        weights = torch.from_numpy(each)
+        weights[:n].expm1_()
         if top:
             weights *= (self.times * top).exp_()
         # The identity comes last: what is added to it has then been added up to all its digits.
