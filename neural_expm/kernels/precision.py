@@ -6,9 +6,9 @@ for layers; a matrix function would be wrong in its fourth digit, with a certifi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,21 +29,19 @@ def full_precision(A: Tensor) -> AbstractContextManager[None]:
     """
     if A.dtype not in ROUNDED:
         return _NOTHING
-    backend, name, exact = _choice(A.is_cuda)
-    chosen = getattr(backend, name, exact)
-    return _NOTHING if chosen in (exact, "none") else _set(backend, name, exact)
+    backend, name, exact, read = _choice(A.is_cuda)
+    return _NOTHING if read(name) in (exact, "none") else _set(backend, name, exact)
 
 
 @cache
-def _choice(cuda: bool) -> tuple[Any, str, str | bool]:
-    """Where the choice is made, its name, and what keeps the precision."""
+def _choice(cuda: bool) -> tuple[Any, str, str | bool, Callable[[str], Any]]:
+    """Where the choice is made, its name, what keeps the precision, and how it is read."""
     backend = (torch.backends.cuda if cuda else torch.backends.mkldnn).matmul
+    if hasattr(backend, "fp32_precision"):
+        # By ``getattr`` it would be found only after an exception, which takes longer than a small product.
+        return backend, "fp32_precision", "ieee", getattr(backend, "__getattr__", partial(getattr, backend))
     # torch < 2.9 knows only the choice for CUDA, as a truth value.
-    return (
-        (backend, "fp32_precision", "ieee")
-        if hasattr(backend, "fp32_precision")
-        else (backend, "allow_tf32", False)
-    )
+    return backend, "allow_tf32", False, lambda name: getattr(backend, name, False)
 
 
 @contextmanager
