@@ -17,7 +17,7 @@ from . import complex_step
 from .calling import readable
 from .chunks import equal_chunks, take
 from .layout import BATCH_LAST_N
-from .tape import BorrowedTape, Form
+from .tape import BorrowedTape, Form, Recording, Tape
 from .tape_layouts import Adjoint, TapeLayout, tape_layout
 
 # Entries of a batch from which on zero rows are looked for: of matrices in lanes, and of those in batched GEMMs.
@@ -56,7 +56,6 @@ def exponential(
     members = 1 if E is None else 2
     layout, count = tape_layout(A, total, members)
     n, scale = A.shape[-1], 2.0**-squarings
-    finite = E is None and complex_step.keeps_range(A.dtype, squarings)
     used = n if occupied is None or E is not None or not layout.spares_rows else occupied
     sources = [(A.mT if layout is Adjoint else A, scale)]
     if E is not None:
@@ -65,16 +64,16 @@ def exponential(
         sources.append((squares, scale * scale))
     if used < n:
         sources = [(X[:, :used], factor) for X, factor in sources]
-    with BorrowedTape(A, Form(layout, count, n, used, members), weights, identity, squarings) as tape:
+    recording = Recording(Form(layout, count, n, used, members), weights, identity, squarings, A.dtype)
+    with BorrowedTape(A, recording) as tape:
         for at in equal_chunks(total, count, rows):  # so that one tape serves all
             for (source, factor), token in zip(sources, tape.inputs, strict=False):
                 _load(layout, source, at, token, factor)
             direct = isinstance(at, slice) and E is None and used == n
-            place = layout.token_of(take(out, at)) if direct else None
-            tape.replay(squares is not None, place)
-            if place is None:
+            tape.replay(squares is not None, take(out, at) if direct else None)
+            if not direct:
                 below = None if used == n else (used, identity ** (2**squarings))
-                _store(layout, tape.result, out, at, finite, below)
+                _store(layout, tape, out, at, below)
 
 
 def worth_sparing(count: int, n: int) -> bool:
@@ -105,21 +104,16 @@ def _load(layout: TapeLayout, A: Tensor, at: slice | Tensor, place: Tensor, scal
 
 
 def _store(
-    layout: TapeLayout,
-    X: Tensor,
-    out: Tensor,
-    at: slice | Tensor,
-    finite: bool,
-    below: tuple[int, float] | None,
+    layout: TapeLayout, tape: Tape, out: Tensor, at: slice | Tensor, below: tuple[int, float] | None
 ) -> None:
-    """Out[at] ← X; ``finite`` as for ``Lanes.store``.
+    """Out[at] ← the result of a tape.
 
-    ``below``: how many rows X has, where it has not all, and the number times which the identity has the others.
+    ``below``: how many rows that has, where it has not all, and the number times which the identity has the others.
     """
-    place = X
-    if below is not None or layout.token_of(X) is not X or isinstance(at, slice):
+    place = tape.result
+    if below is not None or layout.token_of(place) is not place or isinstance(at, slice):
         place = take(out, at) if isinstance(at, slice) else out.new_empty(at.shape[0], *out.shape[1:])
-        layout.store(X, place, finite)
+        tape.store(place)
     if below is not None:  # while the lines of the cache that they share with the rows above are there
         rows, number = below
         place[:, rows:].diagonal(rows, -2, -1).fill_(number)

@@ -9,6 +9,7 @@ chunk, so a kernel that runs many chunks makes them once (``tape.py``).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -31,8 +32,8 @@ Call = Callable[[], object]
 class OneLane:
     """A layout that leaves the sharing among threads to the products."""
 
-    # Whether products know of rows that are zero in all matrices.
-    spares_rows = True
+    # Whether products know of rows that are zero in all matrices; and whether to add one costs no more than to make it.
+    spares_rows, adds_products = True, False
 
     @staticmethod
     def leads(members: int) -> int:
@@ -43,6 +44,26 @@ class OneLane:
     def token(X: Tensor) -> Tensor:
         """A token, or a pair of a token and its derivative, from all leads."""
         return X if X.shape[0] > 1 else X[0]
+
+    @classmethod
+    def storing(cls, X: Tensor, count: int, n: int, finite: bool) -> Callable[[Tensor], object]:
+        """The call with contiguous (count, n, n) that X goes to; see ``Lanes.storing``."""
+        return partial(cls.store, X)
+
+    @staticmethod
+    @abstractmethod
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to (count, n, n)."""
+
+    @staticmethod
+    def squared_norms(X: Tensor, scratch: Tensor) -> tuple[list[Call], Tensor]:
+        """The calls of ‖X‖_F² of each matrix of a token, by way of another token, and where they put them."""
+        entries, squares = (reals(T).flatten(1) for T in (X, scratch))
+        norms, ones = entries.new_empty(len(entries), 1), entries.new_ones(entries.shape[1], 1)
+        return [
+            partial(torch.mul, entries, entries, out=squares),
+            partial(torch.mm, squares, ones, out=norms),
+        ], norms
 
 
 class BatchFirst(OneLane):
@@ -81,14 +102,14 @@ class BatchFirst(OneLane):
         torch.mul(A, scale[:, None, None] if isinstance(scale, Tensor) else scale, out=out)
 
     @staticmethod
-    def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
-        """Out ← X, from the layout to (count, n, n), NaN and infinities too; zero are the rows that X has not."""
+    def store(X: Tensor, out: Tensor) -> None:
+        """Out ← X, from the layout to (count, n, n); zero are the rows that X has not."""
         rows = X.shape[-2]
         if rows == out.shape[-2]:
             out.copy_(X)
         else:
-            out[:, :rows].copy_(X)
-            out[:, rows:].zero_()
+            out[..., :rows, :].copy_(X)
+            out[..., rows:, :].zero_()
 
     @staticmethod
     def matrices(X: Tensor) -> Tensor:
@@ -106,10 +127,16 @@ class BatchFirst(OneLane):
         return [partial(out.baddbmm_, X, Y, alpha=alpha)]
 
     @staticmethod
-    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
-        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁): pairs lead with a dimension of two."""
-        calls = [partial(torch.bmm, X[i], Y[0], out=out[i]) for i in (0, 1)]
-        return [*calls, *BatchFirst.added_product(X[0], Y[1], out[1])]
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁), or of adding them: pairs lead with a dimension of two."""
+        first = BatchFirst.added_product if added else BatchFirst.product
+        return [*first(X[0], Y[0], out[0]), *BatchFirst.slope_of_product(X, Y, out, added)]
+
+    @staticmethod
+    def slope_of_product(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """Of :meth:`product_of_pairs` the second member."""
+        first = BatchFirst.added_product if added else BatchFirst.product
+        return [*first(X[1], Y[0], out[1]), *BatchFirst.added_product(X[0], Y[1], out[1])]
 
     @staticmethod
     def multiply(X: Tensor, Y: Tensor, out: Tensor) -> None:
@@ -216,6 +243,11 @@ def change_layout(A: Tensor, out: Tensor, scale: float | Tensor) -> None:
         out.copy_(A)
     else:
         torch.mul(A, scale, out=out)
+
+
+def reals(X: Tensor) -> Tensor:
+    """X as real numbers: where they are complex, with a last dimension for their two parts."""
+    return torch.view_as_real(X) if X.is_complex() else X
 
 
 def run(calls: Sequence[Call]) -> None:

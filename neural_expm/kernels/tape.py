@@ -12,21 +12,29 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from .layout import Call, run
-from .tape_layouts import Outer, TapeLayout
+from .layout import Call, reals, run
+from .tape_layouts import Adjoint, Lanes, Outer, TapeLayout
 
 KEPT = 16  # tapes of a thread
 KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
+# With these neither e^{−‖A‖} nor e^{‖A‖} comes near the ends of the range; a norm is at most some six times two to
+# their power.
+MOST_SQUARINGS = {torch.float32: 3, torch.float64: 6}
+
+
+def keeps_range(dtype: torch.dtype, squarings: int) -> bool:
+    """Whether neither e^{‖A‖} nor e^{−‖A‖} comes near the ends of the range of a real dtype; no for a complex one."""
+    return squarings <= MOST_SQUARINGS.get(dtype, -1)
 
 
 def rows(X: Tensor) -> Tensor:
     """The tokens (leads, tokens, …) as rows of a real matrix for each lead, without a copy."""
-    return (torch.view_as_real(X) if X.is_complex() else X).view(*X.shape[:2], -1)
+    return reals(X).view(*X.shape[:2], -1)
 
 
 def combination(weights: Tensor, tokens: Tensor, out: Tensor) -> Call:
@@ -59,91 +67,211 @@ class Form(NamedTuple):
         return self.layout.leads(self.members)
 
     @property
+    def members_lead(self) -> bool:
+        """Whether these parts are the members of a pair."""
+        return self.members == self.leads == 2 and not (
+            isinstance(self.layout, Lanes) and self.layout.lanes > 1
+        )
+
+    @property
     def lead(self) -> tuple[int, ...]:
         """The shape of what one of them has of a token."""
         return self.layout.shape(self.matrices, self.rows, self.n, self.members)
 
-    def size(self, heads: int) -> int:
-        """Entries of memory: the tokens, the scores and values of a head, and room for a product."""
+    @property
+    def entries(self) -> int:
+        """Of a token."""
+        return self.leads * math.prod(self.lead)
+
+    def tokens(self, products: int) -> int:
+        """How many the stream has: the product of the last head is not one where it is added to the read-out."""
+        return max(2, products if self.layout.adds_products else products + 1)
+
+    @property
+    def beside(self) -> int:
+        """How many lie beside it: the scores and values of a head, and the read-out that their product is added to."""
+        return 3 if self.layout.adds_products else 2
+
+    def size(self, products: int) -> int:
+        """Entries of memory: the stream, what lies beside it, and room for the terms of a product."""
         layout = self.layout
         room = layout.terms(self.matrices, self.n, self.members) if isinstance(layout, Outer) else 0
-        return (heads + 4) * self.leads * math.prod(self.lead) + room
+        return (self.tokens(products) + self.beside) * self.entries + room
+
+
+class Recording:
+    """What is on a tape: p(A/2^s)^(2^s), or its Fréchet derivative beside it.
+
+    Args:
+        form: what it works on.
+        weights, identity, squarings: of the network, as for ``eager.exponential``.
+        dtype: of the tokens.
+    """
+
+    __slots__ = ("dtype", "finite", "form", "identity", "key", "size", "squarings", "weights")
+
+    def __init__(
+        self, form: Form, weights: list[Tensor], identity: float, squarings: int, dtype: torch.dtype
+    ) -> None:
+        self.form, self.weights, self.identity, self.squarings = form, weights, identity, squarings
+        self.dtype, self.size = dtype, form.size(len(weights))
+        self.finite = form.members == 1 and keeps_range(dtype, squarings)
+        # Whoever keeps the key has to keep the weights, so that their id names no others.
+        self.key = dtype, form, id(weights), squarings
 
 
 class Tape:
-    """p(A/2^s)^(2^s), or its Fréchet derivative beside it.
+    """A recording in memory of its own.
 
     Args:
-        weights, identity, squarings: of the network, as for ``eager.exponential``.
-        memory: uninitialised, ``form.size(…)`` entries of the dtype.
+        recording: what to compute.
+        memory: uninitialised, ``recording.size`` entries of its dtype.
 
     Attributes:
         inputs: where A/2^s goes, and then either its direction, or A²/4^s if that is known.
         result: the value, or the derivative, once :meth:`replay` is done and was given no other place.
     """
 
-    def __init__(
-        self, form: Form, weights: list[Tensor], identity: float, squarings: int, memory: Tensor
-    ) -> None:
-        layout, lead, leads, dual = form.layout, form.lead, form.leads, form.members == 2
-        entries, made = math.prod(lead), leads * (len(weights) + 1)
-        stream = memory[: made * entries].view(leads, -1, *lead)
-        rest = memory[made * entries : (made + 2 * leads) * entries]
-        pair = rest.view(leads, 2, *lead)
-        if isinstance(layout, Outer):
-            layout = Outer(memory[(made + 2 * leads) * entries : form.size(len(weights) - 1)])
-
-        def multiply(X: Tensor, Y: Tensor, place: Tensor) -> list[Call]:
-            if dual:
-                return layout.product_of_pairs(X, Y, place)
-            return layout.product(X if form.rows == form.n else layout.columns(X, 0, form.rows), Y, place)
-
-        tokens = [layout.token(X) for X in stream.unbind(1)]
-        self.inputs = layout.parts(tokens[0]) if dual else (tokens[0], tokens[1])
-        self.square: list[Call] = multiply(tokens[0], tokens[0], tokens[1])
-        self.calls: list[Call] = []
-        flat, pair_flat = rows(stream), rows(pair)
-        scores, values = (layout.token(X) for X in pair.unbind(1))
-        for h, head in enumerate(weights[:-1], start=2):
-            self.calls.append(combination(head, flat[:, :h], pair_flat))
-            self.calls += multiply(scores, values, tokens[h])
+    def __init__(self, recording: Recording, memory: Tensor) -> None:
+        form, squarings = recording.form, recording.squarings
+        self._recording, self._layout, self._dual = recording, form.layout, form.members == 2
+        tokens, entries = form.tokens(len(recording.weights)), form.entries
+        self._stream = memory[: tokens * entries].view(form.leads, tokens, *form.lead)
+        self._rest = memory[tokens * entries : recording.size]
+        if isinstance(form.layout, Outer):
+            self._layout = Outer(self._rest[form.beside * entries :])
+        self._scale, self._tokens = 2.0**-squarings, self._tokens_of(self._stream)
         # As a tensor, which no call has to make of a number again.
-        one = torch.full((), identity, dtype=memory.dtype.to_real(), device=memory.device)
-        now, spare = (layout.token(X) for X in rest.view(2, leads, *lead).unbind())
-
-        def read_out(place: Tensor) -> list[Call]:
-            value = layout.parts(place)[0] if dual else place
-            total = combination(weights[-1], flat, rows(place.view(leads, 1, *lead)))
-            return [total, partial(layout.diagonal(value).add_, one)]
-
-        def square(X: Tensor, below: float, place: Tensor) -> list[Call]:
-            calls = multiply(X, X, place)
-            if form.rows < form.n:  # what the rows below, those of the identity, have to do with
-                old, new = (layout.columns(T, form.rows, form.n) for T in (X, place))
-                calls.append(partial(new.add_, old, alpha=below))
-            return calls
-
-        last: Callable[[Tensor], list[Call]] = read_out
+        self._identity = torch.full((), recording.identity, dtype=memory.dtype, device=memory.device)
+        A = self._tokens[0]
+        self.inputs = self._layout.parts(A) if self._dual else (A, self._tokens[1])
+        self._square = self._multiply(A, A, self._tokens[1])
+        if self._layout.adds_products:
+            spare, _, now = self._tokens_of(self._beside(3))
+        else:
+            now, spare = (self._layout.token(X) for X in self._beside(2).view(2, form.leads, *form.lead))
+        self._calls, last = self._heads(), cast("Callable[..., list[Call]]", self._read_out)
         for step in range(squarings):
-            self.calls += last(now)
-            last = partial(square, now, identity ** (2**step))
+            self._calls += last(now)
+            last = partial(self._squared, now, recording.identity ** (2**step))
             now, spare = spare, now
-        self._last, self._ending = last, last(now)
-        self.result = layout.parts(now)[1] if dual else now
+        self._last, self._ending = last, last(now, ends=True)
+        self.result = self._layout.parts(now)[1] if self._dual else now
+        self._norms: dict[int, tuple[list[Call], Tensor]] = {}
+        self._store: Callable[[Tensor], object] | None = None
 
-    def replay(self, square_known: bool = False, place: Tensor | None = None) -> None:
-        """Compute the result from :attr:`inputs`, into another token if one is given."""
+    # --- making the calls ------------------------------------------------------------------------------------------
+
+    def _beside(self, count: int) -> Tensor:
+        """Room for so many tokens beside the stream, the same for any number."""
+        form = self._recording.form
+        return self._rest[: count * form.entries].view(form.leads, count, *form.lead)
+
+    def _tokens_of(self, X: Tensor) -> list[Tensor]:
+        return [self._layout.token(each) for each in X.unbind(1)]
+
+    def _multiply(
+        self, X: Tensor, Y: Tensor, place: Tensor, added: bool = False, ends: bool = False
+    ) -> list[Call]:
+        """Of pairs, where nothing comes after, the derivative alone."""
+        layout, form = self._layout, self._recording.form
+        if self._dual:
+            return (layout.slope_of_product if ends else layout.product_of_pairs)(X, Y, place, added)
+        left = X if form.rows == form.n else layout.columns(X, 0, form.rows)
+        return (layout.added_product if added else layout.product)(left, Y, place)
+
+    def _heads(self) -> list[Call]:
+        """All of them, but the last one where its product is added to the read-out."""
+        recording, flat, pair = self._recording, rows(self._stream), self._beside(2)
+        (scores, values), made = self._tokens_of(pair), len(self._tokens)
+        calls: list[Call] = []
+        for h, head in enumerate(recording.weights[: made - 2], start=2):
+            ends = not self._layout.adds_products and not recording.squarings and h == made - 1
+            calls.append(combination(head, flat[:, :h], rows(pair)))
+            calls += self._multiply(scores, values, self._tokens[h], ends=ends)
+        return calls
+
+    def _read_out(self, place: Tensor, ends: bool = False) -> list[Call]:
+        form, layout, flat = self._recording.form, self._layout, rows(self._stream)
+        (*heads, readout), only_slope = self._recording.weights, ends and self._dual
+        value = layout.parts(place)[0] if self._dual else place
+        plus_identity = [] if only_slope else [partial(layout.diagonal(value).add_, self._identity)]
+        if not layout.adds_products:
+            first = 1 if only_slope and form.members_lead else 0
+            target = rows(place.view(form.leads, 1, *form.lead))
+            return [combination(readout, flat[first:], target[first:]), *plus_identity]
+        if not heads:
+            linear, quadratic = readout[0].unbind()
+            begun = partial(torch.mul, self._tokens[0], linear, out=place)
+            return [begun, *plus_identity, partial(place.addcmul_, self._tokens[1], quadratic)]
+        # The product of the last head is added to what is read out of the tokens before it, together with its factors.
+        last, three = heads[-1], self._beside(3)
+        weights = torch.cat([readout[:, -1:] * last[:1], last[1:], readout[:, :-1]])
+        scores, values, _ = self._tokens_of(three)
+        product = self._multiply(scores, values, place, added=True, ends=ends)
+        return [combination(weights, flat, rows(three)), *plus_identity, *product]
+
+    def _squared(self, X: Tensor, below: float, place: Tensor, ends: bool = False) -> list[Call]:
+        layout, form = self._layout, self._recording.form
+        calls = self._multiply(X, X, place, ends=ends)
+        if form.rows < form.n:  # what the rows below, those of the identity, have to do with
+            old, new = (layout.columns(T, form.rows, form.n) for T in (X, place))
+            calls.append(partial(new.add_, old, alpha=below))
+        return calls
+
+    # --- using it --------------------------------------------------------------------------------------------------
+
+    def load(self, A: Tensor, E: Tensor | None = None) -> None:
+        """:attr:`inputs` ← A/2^s and E/2^s, from (count, n, n)."""
+        layout = self._layout
+        layout.load(A.mT if layout is Adjoint else A, self.inputs[0], self._scale)
+        if E is not None:
+            layout.load(E, self.inputs[1], self._scale)
+
+    def norms(self) -> Tensor:
+        """‖A/2^s‖_F² of the matrices that were loaded, in any order, some of them twice; of a tape for values."""
+        return self._norms_of(0)
+
+    def norms_of_squares(self) -> Tensor:
+        """The same of (A/2^s)², which is known then."""
+        run(self._square)
+        return self._norms_of(1)
+
+    def _norms_of(self, token: int) -> Tensor:
+        if token not in self._norms:
+            # What is made in inference mode could not be written to outside it.
+            with torch.inference_mode(False):
+                scratch = self._layout.token(self._beside(1)[:, 0])
+                self._norms[token] = self._layout.squared_norms(self._tokens[token], scratch)
+        calls, norms = self._norms[token]
+        run(calls)
+        return norms
+
+    def replay(self, square_known: bool = False, out: Tensor | None = None) -> None:
+        """Compute :attr:`result` from :attr:`inputs`, or, if given, ``out``, contiguous (count, n, n)."""
         if not square_known:
-            run(self.square)
-        run(self.calls)
+            run(self._square)
+        run(self._calls)
+        # A read-out that products are added to is begun in one place.
+        movable = self._recording.squarings > 0 or not self._layout.adds_products
+        place = self._layout.token_of(out) if out is not None and movable and not self._dual else None
         run(self._ending if place is None else self._last(place))
+        if out is not None and place is None:
+            self.store(out)
+
+    def store(self, out: Tensor) -> None:
+        """Out ← the result, contiguous (count, n, n); zero are rows that were not computed."""
+        if self._store is None:
+            form, finite = self._recording.form, self._recording.finite
+            self._store = self._layout.storing(self.result, form.matrices, form.n, finite)
+        self._store(out)
 
 
 class _Kept(threading.local):
     """The tapes and the memory of one thread, and whether one of them is in use."""
 
     def __init__(self) -> None:
-        self.tapes: OrderedDict[tuple, tuple[Tape, list[Tensor]]] = OrderedDict()
+        self.tapes: OrderedDict[tuple, Tape] = OrderedDict()
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self.lent = False
 
@@ -160,24 +288,15 @@ class BorrowedTape:
     A context manager; as a generator it would cost as much as a call of torch.
     """
 
-    __slots__ = ("_arguments", "_lent")
+    __slots__ = ("_A", "_lent", "_recording")
 
-    def __init__(
-        self,
-        A: Tensor,
-        form: Form,
-        weights: list[Tensor],
-        identity: float,
-        squarings: int,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self._arguments = A, form, weights, identity, squarings, dtype or A.dtype
-        self._lent = False
+    def __init__(self, A: Tensor, recording: Recording) -> None:
+        self._A, self._recording, self._lent = A, recording, False
 
     def __enter__(self) -> Tape:
-        A, form, weights, _, _, dtype = self._arguments
+        A = self._A
         if _kept.lent or not A.is_cpu or type(A) is not Tensor:
-            return self._made(A.new_empty(form.size(len(weights) - 1), dtype=dtype))
+            return self._made()
         _kept.lent = self._lent = True
         try:
             return self._found()
@@ -191,25 +310,23 @@ class BorrowedTape:
 
     def _found(self) -> Tape:
         """The tape that is kept, or a new one."""
-        A, form, weights, _, squarings, dtype = self._arguments
-        # The tape keeps the list of weights alive, so that its id names no other one.
-        key, tapes = (dtype, form, id(weights), squarings), _kept.tapes
-        if key in tapes:
-            tapes.move_to_end(key)
-            return tapes[key][0]
-        size = form.size(len(weights) - 1)
-        if size * dtype.itemsize > KEPT_BYTES:
-            return self._made(A.new_empty(size, dtype=dtype))
+        recording, tapes = self._recording, _kept.tapes
+        kept = tapes.get(recording.key)
+        if kept is not None:
+            tapes.move_to_end(recording.key)
+            return kept
+        if recording.size * recording.dtype.itemsize > KEPT_BYTES:
+            return self._made()
         # What is made in inference mode could not be written to outside it.
         with torch.inference_mode(False):
-            tapes[key] = self._made(_memory(dtype, size)), weights
+            tape = tapes[recording.key] = Tape(recording, _memory(recording.dtype, recording.size))
         while len(tapes) > KEPT:
             tapes.popitem(last=False)
-        return tapes[key][0]
+        return tape
 
-    def _made(self, memory: Tensor) -> Tape:
-        _, form, weights, identity, squarings, _ = self._arguments
-        return Tape(form, weights, identity, squarings, memory)
+    def _made(self) -> Tape:
+        recording = self._recording
+        return Tape(recording, self._A.new_empty(recording.size, dtype=recording.dtype))
 
 
 def _memory(dtype: torch.dtype, size: int) -> Tensor:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache, partial
 
@@ -23,6 +25,7 @@ from .layout import (
     OneLane,
     change_layout,
     even_parts,
+    reals,
 )
 
 # From so many entries on torch shares an element-wise operation among threads.
@@ -58,10 +61,16 @@ class Adjoint(BatchFirst):
     """
 
     @staticmethod
-    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
-        """The calls of out ← (X₀Y₀, X₁Y₀ᵀ + X₀ᵀY₁)."""
-        calls = [partial(torch.bmm, X[0], Y[0], out=out[0]), partial(torch.bmm, X[1], Y[0].mT, out=out[1])]
-        return [*calls, *BatchFirst.added_product(X[0].mT, Y[1], out[1])]
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ᵀ + X₀ᵀY₁), or of adding them."""
+        first = BatchFirst.added_product if added else BatchFirst.product
+        return [*first(X[0], Y[0], out[0]), *Adjoint.slope_of_product(X, Y, out, added)]
+
+    @staticmethod
+    def slope_of_product(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """Of :meth:`product_of_pairs` the second member."""
+        first = BatchFirst.added_product if added else BatchFirst.product
+        return [*first(X[1], Y[0].mT, out[1]), *BatchFirst.added_product(X[0].mT, Y[1], out[1])]
 
 
 class Lanes:
@@ -77,12 +86,13 @@ class Lanes:
     Args:
         lanes: how many.
         line: entries of a line.
+        adds_products: whether to add one costs no more than to make it.
     """
 
     spares_rows = True
 
-    def __init__(self, lanes: int, line: int = 1) -> None:
-        self.lanes, self.line = lanes, line
+    def __init__(self, lanes: int, line: int = 1, adds_products: bool = True) -> None:
+        self.lanes, self.line, self.adds_products = lanes, line, adds_products
 
     def leads(self, members: int) -> int:
         """In how many equal parts memory is: the lanes, or the members of a pair."""
@@ -120,40 +130,72 @@ class Lanes:
 
     def load(self, A: Tensor, out: Tensor, scale: float) -> None:
         """Out ← scale · A, from (count, n, n) into the layout."""
-        lying = A.movedim(0, -1) if self.lanes == 1 else A.unfold(0, *self.span(A.shape[0]))
+        lying = A.permute(1, 2, 0) if self.lanes == 1 else A.unfold(0, *self.span(A.shape[0]))
         change_layout(lying, out, scale)
 
-    def store(self, X: Tensor, out: Tensor, finite: bool = False) -> None:
-        """Out ← X, from the layout to (count, n, n); zero are the rows that X has not.
+    def storing(self, X: Tensor, count: int, n: int, finite: bool) -> Callable[[Tensor], object]:
+        """The call with contiguous (count, n, n) that X goes to, from the layout; zero are the rows that X has not.
 
         ``finite``: no entry that matters is NaN or infinite.
         """
-        count, n, rows = out.shape[0], out.shape[-1], X.shape[-3]
-        done, parts, product = count, out, torch.mm
-        whole = X
-        if self.lanes > 1:
-            step = self.span(count)[1]
-            done, product = self.lanes * step, torch.bmm
-            parts, X = out[:done].unflatten(0, (self.lanes, step)), X[..., :step]
-        if finite and n <= GEMM_STORES_N and out.is_cpu and not out.is_complex() and out.is_contiguous():
-            product(
-                X.flatten(-3, -2).mT, _identity(self.lanes, rows * n, n * n, out.dtype), out=parts.flatten(-2)
-            )
-        elif rows == n:
-            parts.copy_(X.movedim(-1, -3))
+        rows, step = X.shape[-3], self.span(count)[1]
+        done = self.lanes * step
+        rest, X = X[..., step:], X[..., :step]
+        gemm = finite and n <= GEMM_STORES_N and X.is_cpu and not X.is_complex()
+        if gemm:
+            lying, change = X.flatten(-3, -2).mT, _identity(self.lanes, rows * n, n * n, X.dtype)
+            product = torch.mm if self.lanes == 1 else torch.bmm
         else:
-            parts[..., :rows, :].copy_(X.movedim(-1, -3))
-            parts[..., rows:, :].zero_()
-        if done < count:
-            out[done:, :rows].copy_(whole[-1, ..., step:].movedim(-1, 0))
-            out[done:, rows:].zero_()
+            lying = X.movedim(-1, -3)
 
-    product = staticmethod(BatchLast.product)
+        def store(out: Tensor) -> None:
+            parts = out if self.lanes == 1 else out[:done].view(self.lanes, step, n, n)
+            if gemm:
+                product(lying, change, out=parts.view(*lying.shape[:-1], n * n))
+            else:
+                BatchFirst.store(lying, parts)
+            if done < count:
+                BatchFirst.store(rest[-1].movedim(-1, 0), out[done:])
 
-    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
-        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
-        calls = BatchLast.product(X, Y.narrow(-4, 0, 1), out)
-        return [*calls, *BatchLast.added_product(X.select(-4, 0), Y.select(-4, 1), out.select(-4, 1))]
+        return store
+
+    def squared_norms(self, X: Tensor, scratch: Tensor) -> tuple[list[Call], Tensor]:
+        """The calls of ‖X‖_F² of each matrix of a token, by way of another token, and where they put them."""
+        lead = (*X.shape[:-3], X.shape[-3] * X.shape[-2])
+        entries, squares = (reals(T).flatten(X.dim() - 1).view(*lead, -1) for T in (X, scratch))
+        sums, ones = (
+            entries.new_empty(*lead[:-1], 1, entries.shape[-1]),
+            entries.new_ones(*lead[:-1], 1, lead[-1]),
+        )
+        product = torch.mm if self.lanes == 1 else torch.bmm
+        calls: list[Call] = [
+            partial(torch.mul, entries, entries, out=squares),
+            partial(product, ones, squares, out=sums),
+        ]
+        if not X.is_complex():
+            return calls, sums
+        pairs, norms = sums.view(-1, 2), sums.new_empty(sums.numel() // 2, 1)
+        return [*calls, partial(torch.mm, pairs, sums.new_ones(2, 1), out=norms)], norms
+
+    def product(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← X Y."""
+        return BatchLast.product(X, Y, out)
+
+    def added_product(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← out + X Y."""
+        return BatchLast.added_product(X, Y, out)
+
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁), or of adding them."""
+        first = self.added_product if added else self.product
+        (value, _), (_, slope) = self.parts(X), self.parts(Y)
+        return [*first(X, Y.narrow(-4, 0, 1), out), *self.added_product(value, slope, self.parts(out)[1])]
+
+    def slope_of_product(self, X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """Of :meth:`product_of_pairs` the second member."""
+        first = self.added_product if added else self.product
+        (x, dx), (y, dy), (_, slope) = self.parts(X), self.parts(Y), self.parts(out)
+        return [*first(dx, y, slope), *self.added_product(x, dy, slope)]
 
     @staticmethod
     def diagonal(X: Tensor) -> Tensor:
@@ -193,20 +235,35 @@ class Outer(Lanes):
         terms = self._room(len(X), *X.shape)
         return [Outer._terms(X, Y, terms), Outer._sum(terms, out)]
 
-    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
-        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+    def added_product(self, X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← out + X Y."""
+        terms = self._room(len(X), *X.shape)
+        return [Outer._terms(X, Y, terms), Outer._sum(terms, out, added=True)]
+
+    def product_of_pairs(self, X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁), or of adding them."""
         n, token = X.shape[1], X.shape[1:]
         terms = self._room(3, n, *token)
         return [
             Outer._terms(X, Y[0], terms[:2]),
             Outer._terms(X[0], Y[1], terms[2]),
-            Outer._sum(terms[0], out[0]),
-            Outer._sum(terms[1:].view(2 * n, *token), out[1]),
+            Outer._sum(terms[0], out[0], added),
+            Outer._sum(terms[1:].view(2 * n, *token), out[1], added),
+        ]
+
+    def slope_of_product(self, X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """Of :meth:`product_of_pairs` the second member."""
+        n, token = X.shape[1], X.shape[1:]
+        terms = self._room(2, n, *token)
+        return [
+            Outer._terms(X[1], Y[0], terms[0]),
+            Outer._terms(X[0], Y[1], terms[1]),
+            Outer._sum(terms.view(2 * n, *token), out[1], added),
         ]
 
     def _room(self, *shape: int) -> Tensor:
         assert self.room is not None
-        return self.room.view(shape)
+        return self.room[: math.prod(shape)].view(shape)
 
     @staticmethod
     def _terms(X: Tensor, Y: Tensor, out: Tensor) -> Call:
@@ -214,11 +271,11 @@ class Outer(Lanes):
         return partial(torch.mul, X.transpose(-3, -2).unsqueeze(-2), Y.unsqueeze(-3), out=out)
 
     @staticmethod
-    def _sum(terms: Tensor, out: Tensor) -> Call:
-        """The call of out ← Σ terms."""
-        terms, out = torch.view_as_real(terms), torch.view_as_real(out)
-        ones = torch.ones(1, len(terms), dtype=terms.dtype, device=terms.device)
-        return partial(torch.mm, ones, terms.view(len(terms), -1), out=out.view(1, -1))
+    def _sum(terms: Tensor, out: Tensor, added: bool = False) -> Call:
+        """The call of out ← Σ terms, or of adding it."""
+        out, terms = reals(out).view(1, -1), reals(terms).view(len(terms), -1)
+        ones = terms.new_ones(1, len(terms))
+        return partial(out.addmm_, ones, terms) if added else partial(torch.mm, ones, terms, out=out)
 
 
 class Alone(OneLane):
@@ -261,9 +318,15 @@ class Alone(OneLane):
         torch.mul(A[0], scale, out=out)
 
     @staticmethod
-    def store(X: Tensor, out: Tensor, finite: bool = False) -> None:
+    def store(X: Tensor, out: Tensor) -> None:
         """Out ← X, to (1, n, n)."""
         out[0].copy_(X)
+
+    @staticmethod
+    def squared_norms(X: Tensor, scratch: Tensor) -> tuple[list[Call], Tensor]:
+        """As ``Lanes.squared_norms``."""
+        entries, norms = reals(X).view(1, -1), scratch.new_empty(1, 1, dtype=X.dtype.to_real())
+        return [partial(torch.mm, entries, entries.mT, out=norms)], norms
 
     @staticmethod
     def product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
@@ -271,10 +334,18 @@ class Alone(OneLane):
         return [partial(torch.mm, X, Y, out=out)]
 
     @staticmethod
-    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
-        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁)."""
+    def added_product(X: Tensor, Y: Tensor, out: Tensor) -> list[Call]:
+        """The calls of out ← out + X Y."""
+        return [partial(out.addmm_, X, Y)]
+
+    @staticmethod
+    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+        """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁), or of adding them."""
+        first = Alone.added_product if added else Alone.product
         (value, slope), n = Alone.parts(X), X.shape[0]
-        return [partial(torch.mm, value, Y, out=out), partial(out[:, n:].addmm_, slope, Y[:, :n])]
+        return [*first(value, Y, out), *Alone.added_product(slope, Y[:, :n], out[:, n:])]
+
+    slope_of_product = product_of_pairs
 
     @staticmethod
     def diagonal(X: Tensor) -> Tensor:
@@ -286,8 +357,8 @@ TapeLayout = Lanes | type[BatchFirst] | type[Alone]
 
 
 @lru_cache(maxsize=8)
-def _lanes(threads: int, line: int = 1) -> Lanes:
-    return Lanes(threads, line)
+def _lanes(threads: int, line: int, adds_products: bool) -> Lanes:
+    return Lanes(threads, line, adds_products)
 
 
 _OUTER = Outer()
@@ -317,13 +388,16 @@ def _tape_layout(
     shared_products = shared_terms and n >= 4 and dtype == torch.complex128
     if n > BATCH_LAST_N or n * n * count < LANES_FROM or shared_products:
         return (Adjoint if transposed and not dtype.is_complex else BatchFirst), length
+    # Processors with the smaller caches compute a product of three rows in single precision row by row.
+    adds_products = dtype.to_real() == torch.float64 or TAPE_BYTES < CHUNK_BYTES
     if one_lane:
-        return (_OUTER if shared_terms else _lanes(1)), min(_whole_lines(length, line), count)
+        layout = _OUTER if shared_terms else _lanes(1, 1, adds_products)
+        return layout, min(_whole_lines(length, line), count)
     if length < shared:
         length = -(-count // max(1, count // shared))  # even parts again
     if length < count:
         length = min(_whole_lines(-(-length // threads), line), count // threads) * threads
-    return _lanes(threads, line), length
+    return _lanes(threads, line, adds_products), length
 
 
 def _whole_lines(length: int, line: int) -> int:

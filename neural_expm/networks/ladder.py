@@ -20,7 +20,8 @@ from torch import Tensor
 GROUP_COST = 70_000.0
 
 
-def _product_cost(n: int) -> float:
+def product_cost(n: int) -> float:
+    """Of one matrix n × n."""
     return 0.9 * n**2 + 0.04 * n**3
 
 
@@ -162,7 +163,7 @@ class Ladder:
             return True
         if last == len(self.rungs) or self.rungs[first].squarings < self.rungs[last].squarings - 1:
             return False
-        saved = (self.rungs[last].cost - self.rungs[first].cost) * _product_cost(n)
+        saved = (self.rungs[last].cost - self.rungs[first].cost) * product_cost(n)
         return count * saved <= GROUP_COST
 
     def group(self, counts: Sequence[int], n: int, batch: int) -> list[Group]:
@@ -175,7 +176,7 @@ class Ladder:
             counts: matrices at each level.
             batch: matrices in all, with those outside.
         """
-        per_product, gather = _product_cost(n), _gather_cost(n)
+        per_product, gather = product_cost(n), _gather_cost(n)
         used = [level for level, count in enumerate(counts) if count]
         before = [0, *accumulate(counts[level] for level in used)]
         squarings = [self.rungs[level].squarings for level in used]
