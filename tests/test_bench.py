@@ -224,6 +224,22 @@ def test_command_writes_json_and_plot(tmp_path, capsys):
     assert "error gates: all passed" in printed
 
 
+@pytest.mark.parametrize(
+    ("told", "arguments", "expected"), [(None, [], 2), ("1", [], 1), ("1", ["--threads", "2"], 2)]
+)
+def test_the_threads_that_are_asked_for(monkeypatch, capsys, told, arguments, expected):
+    """OMP_NUM_THREADS is what torch itself began with."""
+    if told is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        torch.set_num_threads(1)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        torch.set_num_threads(int(told))
+    assert main(["--only", "single-3", "--seconds", "0", *arguments]) == 0
+    assert torch.get_num_threads() == expected
+    assert f"{expected} thread" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("wrong", [1.0 + 1e-4, float("nan")])
 def test_wrong_answer_fails_the_gate(monkeypatch, capsys, wrong):
     right = neural_expm.expm

@@ -17,6 +17,7 @@ from .workloads import SUITES, select
 
 # Seconds for all timings of a suite; truths and warm-up come on top.
 SECONDS = {"quick": 4.0, "apps": 60.0, "functions": 40.0, "times": 30.0}
+THREADS = 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--suite", choices=sorted(SUITES), default="quick", help="default: quick")
     result.add_argument("--only", nargs="+", metavar="NAME", help="workloads of the suite; default: all")
-    result.add_argument("--threads", type=int, default=2, help="of torch; default: 2")
+    result.add_argument("--threads", type=int, help=f"of torch; default: OMP_NUM_THREADS, else {THREADS}")
     result.add_argument("--seconds", type=float, help="time spent measuring; default: by suite")
     result.add_argument(
         "--clock",
@@ -55,7 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.readme:
         print(f"{options.readme}: {', '.join(readme.update(options.readme)) or 'no block to rewrite'}")
         return 0
-    torch.set_num_threads(options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    elif "OMP_NUM_THREADS" not in os.environ:  # torch has read it
+        torch.set_num_threads(THREADS)
     workloads = select(options.suite, options.only)
     seconds = SECONDS[options.suite] if options.seconds is None else options.seconds
     print(tables.header({"environment": suite.environment(options.clock)}))
