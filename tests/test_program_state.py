@@ -59,6 +59,29 @@ def test_the_choice_is_put_back_after_an_error(rounded_products):
         assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+def test_the_choice_is_put_back_by_the_last_of_several_threads(rounded_products):
+    """The first to be done would leave the others with too few digits."""
+    A = torch.zeros(2, 2)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    assert before != "ieee"
+    inside, outside, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        with full_precision(A):
+            inside.set()
+            outside.wait(10)
+            seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+
+    thread = threading.Thread(target=other)
+    with full_precision(A):
+        thread.start()
+        assert inside.wait(10)
+    outside.set()
+    thread.join()
+    assert seen == ["ieee"]
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 @pytest.mark.parametrize("function", ["expm", "sign", "sqrtm"])
 @pytest.mark.parametrize(("batch", "n"), [(300, 3), (20, 20), (1, 20)])
 def test_inference_mode_leaves_nothing_behind_that_training_could_not_use(monkeypatch, function, batch, n):
