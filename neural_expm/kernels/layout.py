@@ -46,6 +46,16 @@ class OneLane:
         return X if X.shape[0] > 1 else X[0]
 
     @classmethod
+    def loading(cls, out: Tensor, scale: float) -> Callable[[Tensor], object]:
+        """The call with (count, n, n) that is :meth:`load`."""
+        return partial(cls.load, out=out, scale=scale)
+
+    @staticmethod
+    @abstractmethod
+    def load(A: Tensor, out: Tensor, scale: float) -> None:
+        """Out ← scale · A, from (count, n, n) into the layout."""
+
+    @classmethod
     def storing(cls, X: Tensor, count: int, n: int, finite: bool) -> Callable[[Tensor], object]:
         """The call with contiguous (count, n, n) that X goes to; see ``Lanes.storing``."""
         return partial(cls.store, X)

@@ -140,7 +140,7 @@ class Tape:
         self._rest = memory[tokens * entries : recording.size]
         if isinstance(form.layout, Outer):
             self._layout = Outer(self._rest[form.beside * entries :])
-        self._scale, self._tokens = 2.0**-squarings, self._tokens_of(self._stream)
+        self._tokens = self._tokens_of(self._stream)
         # As a tensor, which no call has to make of a number again.
         self._identity = torch.full((), recording.identity, dtype=memory.dtype, device=memory.device)
         A = self._tokens[0]
@@ -158,6 +158,8 @@ class Tape:
         self._last, self._ending = last, last(now, ends=True)
         self.result = self._layout.parts(now)[1] if self._dual else now
         self._norms: dict[int, tuple[list[Call], Tensor]] = {}
+        # Made when they are asked for.
+        self._loads: list[Callable[[Tensor], object]] | None = None
         self._store: Callable[[Tensor], object] | None = None
 
     # --- making the calls ------------------------------------------------------------------------------------------
@@ -223,10 +225,12 @@ class Tape:
 
     def load(self, A: Tensor, E: Tensor | None = None) -> None:
         """:attr:`inputs` ← A/2^s and E/2^s, from (count, n, n)."""
-        layout = self._layout
-        layout.load(A.mT if layout is Adjoint else A, self.inputs[0], self._scale)
+        if self._loads is None:
+            scale = 2.0**-self._recording.squarings
+            self._loads = [self._layout.loading(each, scale) for each in self.inputs]
+        self._loads[0](A.mT if self._layout is Adjoint else A)
         if E is not None:
-            layout.load(E, self.inputs[1], self._scale)
+            self._loads[1](E)
 
     def norms(self) -> Tensor:
         """‖A/2^s‖_F² of the matrices that were loaded, in any order, some of them twice; of a tape for values."""

@@ -133,6 +133,15 @@ class Lanes:
         lying = A.permute(1, 2, 0) if self.lanes == 1 else A.unfold(0, *self.span(A.shape[0]))
         change_layout(lying, out, scale)
 
+    def loading(self, out: Tensor, scale: float) -> Callable[[Tensor], object]:
+        """The call with (count, n, n) that is :meth:`load`."""
+        if self.lanes > 1:
+            return partial(self.load, out=out, scale=scale)
+        lying = out.permute(2, 0, 1)
+        if scale == 1.0:
+            return lying.copy_
+        return partial(torch.mul, torch.full((), scale, dtype=out.dtype, device=out.device), out=lying)
+
     def storing(self, X: Tensor, count: int, n: int, finite: bool) -> Callable[[Tensor], object]:
         """The call with contiguous (count, n, n) that X goes to, from the layout; zero are the rows that X has not.
 
