@@ -272,7 +272,7 @@ def test_an_eigenbasis_is_one_to_its_last_digits(name):
     Q = GENERATORS[name]
     basis = eigenbasis(Q.numpy())
     assert basis is not None
-    wide = [np.asarray(X, dtype=np.longdouble) for X in basis]
+    wide = [np.asarray(X, dtype=np.longdouble) for X in basis[:3]]
     values, left, right = wide
     n, eps = len(Q), np.finfo(float).eps
     condition = np.linalg.norm(basis.left) * np.linalg.norm(basis.right) / n

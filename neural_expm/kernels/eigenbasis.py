@@ -20,6 +20,7 @@ MOST_CONDITION = 64.0  # of D
 ASYMMETRY = 32.0  # of D⁻¹QD entry by entry, in units of rounding of Q
 # Added to a number below one and taken away again it leaves 24 binary digits: a product of two such is exact.
 LEADING = 1.5 * 2.0**28
+ROUNDING = {np.dtype(kind): float(np.finfo(kind).eps) for kind in (np.float32, np.float64)}
 ALONE_N = 20  # up to which NumPy uses one thread
 STEP = 2.0**-27  # the largest whose square is below rounding
 # Times the norm: a distance of eigenvalues to which residuals, which are right to some 2^−80, have no digit to say.
@@ -27,21 +28,26 @@ NEAR = 2.0**-26
 
 
 class Eigenbasis(NamedTuple):
-    """Q = right · diag(values) · left, right · left = I; double precision."""
+    """Q = right · diag(values) · left, right · left = I; double precision; and ‖Q‖_F."""
 
     values: np.ndarray
     left: np.ndarray
     right: np.ndarray
+    norm: float
 
 
 def eigenbasis(Q: np.ndarray) -> Eigenbasis | None:
     """Of a real matrix, in single or double precision; None where none is known to be well conditioned."""
-    rounding = float(np.finfo(Q.dtype).eps)
+    rounding = ROUNDING[Q.dtype]
     Q = Q.astype(np.float64)
-    if not np.isfinite(Q).all():
+    norm = float(Q.reshape(-1) @ Q.reshape(-1)) ** 0.5
+    if not norm < math.inf:  # or NaN
         return None
     d = symmetrizing(Q)
-    if d is None or d.max() > MOST_CONDITION * d.min():
+    if d is None:
+        return None
+    each = d.tolist()
+    if max(each) > MOST_CONDITION * min(each):
         return None
     S = Q * d / d[:, None]
     half = S / 2
@@ -51,14 +57,14 @@ def eigenbasis(Q: np.ndarray) -> Eigenbasis | None:
     values, V = refined(S, *_eigh(S))
     # Products of such are subnormal numbers in single precision, which take a hundred times as long.
     V[np.abs(V) < rounding**2] = 0.0
-    return Eigenbasis(values, V.T / d, d[:, None] * V)
+    return Eigenbasis(values, V.T / d, d[:, None] * V, norm)
 
 
 def symmetrizing(Q: np.ndarray) -> np.ndarray | None:
     """The d > 0 for which D⁻¹QD is symmetric if it is for any, D = diag(d); None where it is for none."""
     if Q[0].all():  # all of them neighbours of the first one
         d = Q[:, 0] / Q[0]
-        return np.sqrt(d) if d.min() > 0 else None
+        return np.sqrt(d) if min(d.tolist()) > 0 else None
     d = np.zeros(len(Q))
     waiting: list[int] = []
     # Along the edges of the graph that has the entries for edges, one part of it after another.
@@ -84,22 +90,31 @@ def refined(S: np.ndarray, values: np.ndarray, V: np.ndarray) -> tuple[np.ndarra
     sums of products whose factors are split into a leading part, of which they are exact, and a small rest (Ozaki et
     al. 2012, Numer. Algorithms 59).
     """
-    n, scale = len(S), math.ldexp(1.0, math.frexp(float(np.abs(S).max()))[1])
-    unit = scale * LEADING
-    V0, S0, values0 = (V + LEADING) - LEADING, (S + unit) - unit, (values + unit) - unit
-    split = np.concatenate((V0, V - V0), 1)
-    gram = _product(split.T, split)
-    R = (np.eye(n) - gram[:n, :n]) - (gram[:n, n:] + gram[n:, :n]) - gram[n:, n:]
+    # Few kinds of NumPy's operations: between other work each new one takes as long as all products here.
+    n, scale = len(S), math.ldexp(1.0, math.frexp(max(-values[0], values[-1]))[1])  # not below any entry
+    unit, split = scale * LEADING, np.empty((n, 2, n))
+    S0, values0 = (S + unit) - unit, (values + unit) - unit
+    split[:, 0] = (V + LEADING) - LEADING
+    split[:, 1] = V - split[:, 0]
+    both = split.reshape(n, 2 * n)
+    gram = _product(both.T, both)
+    R = -gram[:n, :n]
+    R.flat[:: n + 1] += 1.0
+    R -= gram[:n, n:] + gram[n:, :n]
+    R -= gram[n:, n:]
     # SV − V diag(values0), and VᵀSV − VᵀV diag(values0).
-    parts = _product(S0, split) - split * np.concatenate((values0, values0))
-    residual = _product(V.T, parts[:, :n] + (parts[:, n:] + _product(S - S0, V)))
+    parts = _product(S0, both).reshape(n, 2, n) - split * values0
+    residual = _product(V.T, parts[:, 0] + (parts[:, 1] + _product(S - S0, V)))
     values = values0 + residual.diagonal()
     gap = values - values[:, None]
-    long = np.abs(residual) >= STEP * np.abs(gap)
-    long |= long.T | (np.abs(gap) < NEAR * scale)
+    size = np.abs(gap)
+    long = np.abs(residual) >= STEP * size
+    long |= long.T | (size < NEAR * scale)
     long.flat[:: n + 1] = True
     gap[long] = 1.0
-    return values, V + _product(V, np.where(long, R / 2, residual / gap))
+    step = residual / gap
+    step[long] = R[long] / 2
+    return values, V + _product(V, step)
 
 
 def _product(A: np.ndarray, B: np.ndarray) -> np.ndarray:

@@ -11,8 +11,6 @@ largest eigenvalue, where that is much less than I.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,11 +55,10 @@ class OneParameter:
     """
 
     def __init__(self, multiples: Multiples, basis: Eigenbasis) -> None:
-        values, self.left, self.right = basis
-        entries = multiples.generator.numpy().astype(np.float64).reshape(-1)
-        scale = float(np.abs(values).max()) or 1.0  # so that no eigenvalue is above one
+        values, self.left, self.right, norm = basis
+        scale = max(abs(value) for value in values.tolist()) or 1.0  # so that no eigenvalue is above one
         self.address, self.values, self.times = multiples.address, values / scale, multiples.times * scale
-        self.generator_norm = math.sqrt(entries @ entries) / scale
+        self.generator_norm = norm / scale
         self.earliest, latest = (float(t) for t in torch.aminmax(self.times))
         self.most_growth = max(-self.earliest, latest)  # the largest |tλ|
 
@@ -91,7 +88,7 @@ class OneParameter:
     def exponentials(self, out: Tensor) -> None:
         """Out ← e^{tQ}, contiguous (batch, n, n)."""
         count, n = out.shape[:2]
-        top = float(self.values.max())
+        top = max(self.values.tolist())
         if self.most_growth * abs(top) <= NO_DECAY:
             top = 0.0
         times = self.times.numpy()
@@ -105,7 +102,8 @@ class OneParameter:
         # The identity comes last: what is added to it has then been added up to all its digits.
         table = np.empty((n + 1, n, n))
         np.multiply(self.right.T[:, :, None], self.left[:, None], out=table[:n])
-        table[n] = np.eye(n)
+        table[n] = 0.0
+        table[n].flat[:: n + 1] = 1.0
         torch.mm(weights.T, _like(out, table.reshape(n + 1, n * n)), out=out.view(count, n * n))
 
     def frechet(self, A: Tensor, E: Tensor, out: Tensor) -> bool:
