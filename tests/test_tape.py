@@ -25,6 +25,8 @@ SHAPES = [
     (2100, 4, torch.float64),
     (1000, 4, torch.complex64),
 ]
+# And such that a plan for each matrix would be made of norms of squares.
+SEVERAL = [(17, 16, torch.complex64), (60, 20, torch.float32), (3, 40, torch.float64)]
 ROUNDINGS = 200  # of products, and of sums of n³ terms in another order
 
 
@@ -102,7 +104,9 @@ def test_what_is_recorded_is_the_polynomial(threads, cache, count, n, dtype, pro
         assert cases.relative(derivative, slope).max() < ROUNDINGS * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize(("count", "n", "dtype"), [*SHAPES, (5, 6, torch.float64), (200, 14, torch.float64)])
+@pytest.mark.parametrize(
+    ("count", "n", "dtype"), [*SHAPES, (5, 6, torch.float64), (200, 14, torch.float64), *SEVERAL]
+)
 def test_a_batch_of_any_norms_after_any_other(eager, threads, count, n, dtype):
     """The rung that served the last batch is no more than a guess."""
     A, G = drawn(count, n, dtype), drawn(count, n, dtype, seed=1)

@@ -108,16 +108,21 @@ class Recording:
         dtype: of the tokens.
     """
 
-    __slots__ = ("dtype", "finite", "form", "identity", "key", "size", "squarings", "weights")
+    __slots__ = ("dtype", "finite", "form", "identity", "key", "squarings", "weights")
 
     def __init__(
         self, form: Form, weights: list[Tensor], identity: float, squarings: int, dtype: torch.dtype
     ) -> None:
         self.form, self.weights, self.identity, self.squarings = form, weights, identity, squarings
-        self.dtype, self.size = dtype, form.size(len(weights))
+        self.dtype = dtype
         self.finite = form.members == 1 and keeps_range(dtype, squarings)
         # Whoever keeps the key has to keep the weights, so that their id names no others.
         self.key = dtype, form, id(weights), squarings
+
+    @property
+    def size(self) -> int:
+        """Entries of memory."""
+        return self.form.size(len(self.weights))
 
 
 class Tape:
@@ -136,11 +141,11 @@ class Tape:
         form, squarings = recording.form, recording.squarings
         self._recording, self._layout, self._dual = recording, form.layout, form.members == 2
         tokens, entries = form.tokens(len(recording.weights)), form.entries
-        self._stream = memory[: tokens * entries].view(form.leads, tokens, *form.lead)
+        stream = memory[: tokens * entries].view(form.leads, tokens, *form.lead)
         self._rest = memory[tokens * entries : recording.size]
         if isinstance(form.layout, Outer):
             self._layout = Outer(self._rest[form.beside * entries :])
-        self._tokens = self._tokens_of(self._stream)
+        self._flat, self._tokens = rows(stream), self._tokens_of(stream)
         # As a tensor, which no call has to make of a number again.
         self._identity = torch.full((), recording.identity, dtype=memory.dtype, device=memory.device)
         A = self._tokens[0]
@@ -184,7 +189,7 @@ class Tape:
 
     def _heads(self) -> list[Call]:
         """All of them, but the last one where its product is added to the read-out."""
-        recording, flat, pair = self._recording, rows(self._stream), self._beside(2)
+        recording, flat, pair = self._recording, self._flat, self._beside(2)
         (scores, values), made = self._tokens_of(pair), len(self._tokens)
         calls: list[Call] = []
         for h, head in enumerate(recording.weights[: made - 2], start=2):
@@ -194,7 +199,7 @@ class Tape:
         return calls
 
     def _read_out(self, place: Tensor, ends: bool = False) -> list[Call]:
-        form, layout, flat = self._recording.form, self._layout, rows(self._stream)
+        form, layout, flat = self._recording.form, self._layout, self._flat
         (*heads, readout), only_slope = self._recording.weights, ends and self._dual
         value = layout.parts(place)[0] if self._dual else place
         plus_identity = [] if only_slope else [partial(layout.diagonal(value).add_, self._identity)]

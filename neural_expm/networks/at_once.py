@@ -19,7 +19,7 @@ from ..kernels.exponential_kernel import Bound
 from ..kernels.precision import full_precision
 from ..kernels.tape import BorrowedTape, Form, Recording, Tape
 from ..kernels.tape_layouts import tape_layout
-from .ladder import MAJORANT_RATIO, product_cost
+from .ladder import GROUP_COST, MAJORANT_RATIO, product_cost
 from .plan import (
     FEW,
     FEW_SHARPER_N,
@@ -43,8 +43,9 @@ def bound_operations(network: EquivariantExponential, count: int, n: int) -> Bou
     if n == 1:
         return Bound(lambda A, _: A.exp(), lambda A, E, _: A.exp() * E, network)
     sharper_from = LONE_SHARPER_N[0] if count == 1 else FEW_SHARPER_N if count <= FEW else SQUARE_FIRST_N
-    # Where neither a sharper bound nor zero rows are worth looking for.
-    kind = _Together if n < sharper_from and not worth_sparing(count, n) else _InGroups
+    # Where neither a sharper bound for each nor zero rows are worth looking for.
+    small = n < sharper_from or (count > 1 and count * product_cost(n) <= GROUP_COST)
+    kind = _Together if small and not worth_sparing(count, n) else _InGroups
     operations = kind(network, count, n)
     return Bound(operations.value, operations.frechet, network)
 
@@ -100,7 +101,8 @@ class _Together(_InGroups):
         self.for_all = [
             count == 1 or self.ladder.one_group(0, i, count, n) for i in range(len(self.ladder.rungs))
         ]
-        self.sharper = count * product_cost(n) >= SHARPER_COST
+        # Norms of A² cost less than what they may save; a lone matrix repays only those of its own size.
+        self.sharper = (count > 1 and n >= FEW_SHARPER_N) or count * product_cost(n) >= SHARPER_COST
         self.expected = 0  # the rung
         # For good: nobody changes a network that is settled.
         self.recordings: dict[tuple[int, int, int, bool], Recording | None] = {}
