@@ -210,13 +210,14 @@ class Tape:
         if not heads:
             linear, quadratic = readout[0].unbind()
             begun = partial(torch.mul, self._tokens[0], linear, out=place)
-            return [begun, *plus_identity, partial(place.addcmul_, self._tokens[1], quadratic)]
+            return [begun, partial(place.addcmul_, self._tokens[1], quadratic), *plus_identity]
         # The product of the last head is added to what is read out of the tokens before it, together with its factors.
         last, three = heads[-1], self._beside(3)
         weights = torch.cat([readout[:, -1:] * last[:1], last[1:], readout[:, :-1]])
         scores, values, _ = self._tokens_of(three)
         product = self._multiply(scores, values, place, added=True, ends=ends)
-        return [combination(weights, flat, rows(three)), *plus_identity, *product]
+        # The identity comes last: what is added to it has then been added up to all its digits.
+        return [combination(weights, flat, rows(three)), *product, *plus_identity]
 
     def _squared(self, X: Tensor, below: float, place: Tensor, ends: bool = False) -> list[Call]:
         layout, form = self._layout, self._recording.form
