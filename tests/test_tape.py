@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import weakref
 
 import cases
 import pytest
@@ -167,3 +169,21 @@ def test_uninitialised_memory_is_never_read(eager):
     tape._kept.memory.fill_(255)  # NaN in every precision
     for got, wanted in zip(both(A, A), expected, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_memory_goes_with_its_tape():
+    """Not when the collector of cycles comes by: a larger tape is made after the smaller has let go."""
+    A = drawn(1, 20, torch.float64)
+    weights = [torch.ones(2, 2, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)]
+    for squarings in (0, 2):
+        recording = Recording(Form(tape_layouts.Alone, 1, 20, 20), weights, 1.0, squarings, torch.float64)
+        memory = torch.zeros(recording.size, dtype=torch.float64)
+        played = tape.Tape(recording, memory)
+        played.load(A)
+        played.norms()
+        played.replay(out=torch.empty_like(A))
+        gone = weakref.ref(played)
+        gc.disable()
+        del played
+        gc.enable()
+        assert gone() is None

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -155,12 +155,13 @@ class Tape:
             spare, _, now = self._tokens_of(self._beside(3))
         else:
             now, spare = (self._layout.token(X) for X in self._beside(2).view(2, form.leads, *form.lead))
-        self._calls, last = self._heads(), cast("Callable[..., list[Call]]", self._read_out)
+        self._calls, squared = self._heads(), None
         for step in range(squarings):
-            self._calls += last(now)
-            last = partial(self._squared, now, recording.identity ** (2**step))
+            self._calls += self._last(squared, now)
+            squared = now, recording.identity ** (2**step)
             now, spare = spare, now
-        self._last, self._ending = last, last(now, ends=True)
+        # Nothing here holds the tape itself: its memory has to go with the last that plays it.
+        self._squared_last, self._ending = squared, self._last(squared, now, ends=True)
         self.result = self._layout.parts(now)[1] if self._dual else now
         self._norms: dict[int, tuple[list[Call], Tensor]] = {}
         # Made when they are asked for.
@@ -197,6 +198,10 @@ class Tape:
             calls.append(combination(head, flat[:, :h], rows(pair)))
             calls += self._multiply(scores, values, self._tokens[h], ends=ends)
         return calls
+
+    def _last(self, squared: tuple[Tensor, float] | None, place: Tensor, ends: bool = False) -> list[Call]:
+        """The read-out, or the square of what is given."""
+        return self._read_out(place, ends) if squared is None else self._squared(*squared, place, ends)
 
     def _read_out(self, place: Tensor, ends: bool = False) -> list[Call]:
         form, layout, flat = self._recording.form, self._layout, self._flat
@@ -265,7 +270,7 @@ class Tape:
         # A read-out that products are added to is begun in one place.
         movable = self._recording.squarings > 0 or not self._layout.adds_products
         place = self._layout.token_of(out) if out is not None and movable and not self._dual else None
-        run(self._ending if place is None else self._last(place))
+        run(self._ending if place is None else self._last(self._squared_last, place))
         if out is not None and place is None:
             self.store(out)
 
