@@ -136,11 +136,11 @@ class BatchFirst(OneLane):
         """The calls of out ← out + alpha · X Y."""
         return [partial(out.baddbmm_, X, Y, alpha=alpha)]
 
-    @staticmethod
-    def product_of_pairs(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
+    @classmethod
+    def product_of_pairs(cls, X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:
         """The calls of out ← (X₀Y₀, X₁Y₀ + X₀Y₁), or of adding them: pairs lead with a dimension of two."""
-        first = BatchFirst.added_product if added else BatchFirst.product
-        return [*first(X[0], Y[0], out[0]), *BatchFirst.slope_of_product(X, Y, out, added)]
+        first = cls.added_product if added else cls.product
+        return [*first(X[0], Y[0], out[0]), *cls.slope_of_product(X, Y, out, added)]
 
     @staticmethod
     def slope_of_product(X: Tensor, Y: Tensor, out: Tensor, added: bool = False) -> list[Call]:

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .lanes import Lanes, Outer
 from .layout import Call, reals, run
-from .tape_layouts import Adjoint, Lanes, Outer, TapeLayout
+from .tape_layouts import Adjoint, TapeLayout
 
 KEPT = 16  # tapes of a thread
 KEPT_BYTES = 1 << 24  # and the largest piece of memory that they share
