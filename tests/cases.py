@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import neural_expm
+from neural_expm.bench.suite import value_and_gradient
+
 # Relative Frobenius error allowed for a value, by dtype.  float32: a dozen roundings of 6e-8; float64: the same of
 # 1.1e-16, and mpmath as truth; half precisions: one rounding of the correct answer.
 VALUE = {
@@ -26,6 +29,11 @@ SIGN = {torch.float32: 1e-5, torch.float64: 1e-12}
 def generator(seed: int = 0) -> torch.Generator:
     """A seeded generator."""
     return torch.Generator().manual_seed(seed)
+
+
+def both(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+    """e^A, and the gradient for the cotangent G."""
+    return value_and_gradient(neural_expm.expm, A.clone().requires_grad_(), G)
 
 
 def ginibre(

@@ -8,6 +8,7 @@ import random
 import cases
 import pytest
 import torch
+from cases import both
 
 import neural_expm
 from neural_expm.kernels import complex_step, layout, results, tape_layouts
@@ -20,12 +21,6 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def both(A: torch.Tensor, G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    leaf = A.clone().requires_grad_()
-    value = neural_expm.expm(leaf)
-    return value.detach(), torch.autograd.grad(value, leaf, G)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128])

@@ -9,6 +9,7 @@ import weakref
 import cases
 import pytest
 import torch
+from cases import both
 
 import neural_expm
 from neural_expm.bench import workloads
@@ -30,12 +31,6 @@ SHAPES = [
 # And such that a plan for each matrix would be made of norms of squares.
 SEVERAL = [(17, 16, torch.complex64), (60, 20, torch.float32), (3, 40, torch.float64)]
 ROUNDINGS = 200  # of products, and of sums of n³ terms in another order
-
-
-def both(A: torch.Tensor, G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    leaf = A.clone().requires_grad_()
-    value = neural_expm.expm(leaf)
-    return value.detach(), torch.autograd.grad(value, leaf, G)[0]
 
 
 def drawn(count: int, n: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
